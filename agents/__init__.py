@@ -1,0 +1,1 @@
+"""Agents: what runs on workers. Acts on decisions that state takes; never decides itself."""

@@ -1,0 +1,1 @@
+"""State: what we know, derived from facts. Pure decisions; only the ledger touches a disk."""
