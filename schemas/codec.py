@@ -1,0 +1,317 @@
+"""Codec: bytes into facts, fast. The compiled decoders derive from the pydantic models; pydantic speaks only where something is wrong.
+
+Both accept and refuse the same bytes. Where the two libraries differ by nature, this is how they are made to agree:
+
+- *Grammar, numbers, surrogates.* One grammar decides what is JSON, msgspec's (no NaN, no lone surrogates); the way over pydantic asks it first.
+- *Encoding.* msgspec does not look into fields that nobody reads, so bytes that are not ASCII pass a UTF-8 check of the whole record first.
+- *Nesting.* How deep either reads depends on how full the interpreter's stack is. A record nested deeper than `MAX_DEPTH` is therefore refused
+  before; in `PLAIN_BYTES` or less nothing can be.
+- *A field given twice.* Both take the last, but msgspec refuses if any of them is bad; the way over pydantic tries each of them.
+- *Times.* The model reads texts with msgspec's parser (schemas.times). msgspec knows no bounds for a `datetime`, and an offset can push one
+  out of the years 1 to 9999: that is tested after decoding.
+- *Whole numbers* written as floats (`1.0`), booleans as numbers: refused by both.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from hashlib import blake2b
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
+
+import msgspec
+from annotated_types import Ge, Le, MaxLen, MinLen
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from .activity import Activity
+from .errors import Refused, shown
+from .merge import ContactMerge
+from .profile import ContactProfile, plain
+from .times import DAY_MS, EPOCH, datetime_ms, format_ms, parse_ms
+from .wire import MAX_BYTES, MAX_DEPTH, OnTheWire
+
+PLAIN_BYTES = 2 * MAX_DEPTH  # so short a record cannot be nested too deep
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what a bound decode function may raise
+
+_META = {MinLen: "min_length", MaxLen: "max_length", Ge: "ge", Le: "le"}  # a model's constraint -> the compiled decoder's
+
+
+def _meta(metadata: Any) -> dict[str, Any]:
+    return {_META[type(m)]: getattr(m, _META[type(m)]) for m in metadata if type(m) in _META}
+
+
+def _wire_type(annotation: Any, metadata: Any = ()) -> Any:
+    """The type by which msgspec decodes what the model holds as *annotation* with *metadata*."""
+    for m in metadata:
+        if isinstance(m, OnTheWire):
+            return m.type
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
+        flat = [x for m in metadata for x in (m.metadata if isinstance(m, FieldInfo) else [m])]
+        return _wire_type(annotation, flat)
+    if get_origin(annotation) in (Union, UnionType):
+        return Union[tuple(_wire_type(a) for a in get_args(annotation))]  # noqa: UP007 (made of values)
+    if get_origin(annotation) is list:
+        return list[_wire_type(get_args(annotation)[0])]  # type: ignore[misc]
+    constraints = _meta(metadata)
+    return Annotated[annotation, msgspec.Meta(**constraints)] if constraints else annotation
+
+
+def wire_struct(name: str, model: type[BaseModel]) -> Any:
+    """The msgspec Struct that decodes what *model* describes: same fields, same limits; raises nothing of its own."""
+    fields: list[Any] = []
+    for field_name, info in model.model_fields.items():
+        wire = _wire_type(info.annotation, info.metadata)
+        if info.is_required():
+            default = msgspec.field(name=info.alias)
+        elif info.default_factory is not None:
+            default = msgspec.field(name=info.alias, default_factory=info.default_factory)  # type: ignore[arg-type]
+        else:
+            default = msgspec.field(name=info.alias, default=info.default)
+        fields.append((field_name, wire, default))
+    return msgspec.defstruct(name, fields, module=__name__, gc=False)
+
+
+if TYPE_CHECKING:
+
+    class WireActivity(Activity):
+        """An activity as decoded: the fields of `Activity`; `at` as it came."""
+
+        at: int | datetime  # type: ignore[assignment]
+else:
+    WireActivity = wire_struct("WireActivity", Activity)
+
+_MergeOnWire = wire_struct("MergeOnWire", ContactMerge)
+_ProfileOnWire = wire_struct("ProfileOnWire", ContactProfile)
+
+
+class WireMerge(NamedTuple):
+    id: str
+    from_: str
+    into: str
+    at_ms: int
+
+
+class WireProfile(NamedTuple):
+    contact_id: str
+    groups: tuple[str, ...]
+    attributes: dict[str, Any]
+    at_ms: int
+
+
+activity_decoder: Callable[[bytes], WireActivity] = msgspec.json.Decoder(WireActivity).decode
+"""For loops that decode many: right for ASCII of at most `PLAIN_BYTES`, raises `DECODE_ERRORS`; all else goes to `decode_activity`.
+
+Times at the very ends of the calendar are only tested by `activity_at_ms`, which raises `Refused`."""
+
+_merge_decoder = msgspec.json.Decoder(_MergeOnWire).decode
+_profile_decoder = msgspec.json.Decoder(_ProfileOnWire).decode
+_grammar = msgspec.json.Decoder(msgspec.Raw).decode
+_object = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+# -- activities -----------------------------------------------------------------------------------------------------------
+
+
+def decode_activity(raw: bytes) -> WireActivity:
+    """The activity that *raw* says. Raises `Refused`, whatever the bytes are."""
+    if len(raw) > PLAIN_BYTES or not raw.isascii():
+        _refuse_unsound(raw)
+    try:
+        activity = activity_decoder(raw)
+    except DECODE_ERRORS as error:
+        raise _explain(Activity, raw, error) from None
+    at = activity.at
+    if at.__class__ is not int and not 1 < at.year < 9999:  # type: ignore[union-attr]
+        _in_range(at)
+    return activity
+
+
+def explain_activity(raw: bytes) -> Refused:
+    """Why *raw*, which `activity_decoder` refused, is no activity."""
+    return _explain(Activity, raw, None)
+
+
+def activity_at_ms(activity: WireActivity) -> int:
+    """Its time in milliseconds since 1970 UTC. Raises `Refused` when an offset pushed it out of the years 1 to 9999."""
+    at = activity.at
+    if at.__class__ is int:
+        return at  # type: ignore[return-value]
+    if 1 < at.year < 9999:  # type: ignore[union-attr]
+        since = at - EPOCH  # type: ignore[operator]
+        return since.days * DAY_MS + since.seconds * 1000 + since.microseconds // 1000  # as `datetime_ms`, twice as fast
+    return _in_range(at)
+
+
+def activity_id(activity: WireActivity, raw: bytes) -> str:
+    """Its id; without one, the hash of its content (design, section 3, bad input)."""
+    return activity.id or content_id(raw)
+
+
+# -- merges and profiles --------------------------------------------------------------------------------------------------
+
+
+def decode_merge(raw: bytes) -> WireMerge:
+    """The merge that *raw* says, with the hash of its content for a missing id. Raises `Refused`, whatever the bytes are."""
+    _refuse_unsound(raw)
+    try:
+        merge = _merge_decoder(raw)
+    except DECODE_ERRORS as error:
+        raise _explain(ContactMerge, raw, error) from None
+    if merge.from_ == merge.into:
+        raise _explain(ContactMerge, raw, None)
+    return WireMerge(merge.id or content_id(raw), merge.from_, merge.into, _in_range(merge.at))
+
+
+def decode_profile(key: bytes | None, raw: bytes) -> WireProfile:
+    """The profile that *raw* says; *key*, the record's, decides nothing. Raises `Refused`, whatever the bytes are."""
+    _refuse_unsound(raw)
+    try:
+        profile = _profile_decoder(raw)
+        plain(profile.attributes)
+    except (*DECODE_ERRORS, ValueError) as error:
+        raise _explain(ContactProfile, raw, error) from None
+    return WireProfile(profile.contact_id, tuple(profile.groups), profile.attributes, _in_range(profile.at))
+
+
+# -- what all facts share -------------------------------------------------------------------------------------------------
+
+
+def _in_range(at: int | datetime) -> int:
+    try:
+        return at if isinstance(at, int) else datetime_ms(at)
+    except Refused as refused:
+        raise Refused(refused.code, f"at: {refused.message}", "at") from None
+
+
+def content_id(raw: bytes) -> str:
+    """The id of a fact that came without one: a hash of what it says, so that spacing, order of fields, nulls and notation of `at` do not matter.
+
+    *raw* is JSON already. What no reader can hold (a number of 5,000 digits in a field that nobody reads) is hashed as it came.
+    """
+    try:
+        content = {name: value for name, value in _object(raw).items() if value is not None and name != "id"}
+        content["at"] = parse_ms(content.get("at"))
+        canonical = msgspec.json.encode(content, order="deterministic")
+    except (*DECODE_ERRORS, msgspec.MsgspecError, Refused, OverflowError):
+        canonical = raw
+    return "content-" + blake2b(canonical, digest_size=16).hexdigest()
+
+
+def refuse_future(at_ms: int, now_ms: int, ahead_ms: int) -> None:
+    """Raises `Refused` for a time more than *ahead_ms* after *now_ms* (design, section 3, bad input)."""
+    if at_ms > now_ms + ahead_ms:
+        raise Refused(
+            "in_the_future",
+            f"at: {format_ms(at_ms)} is more than {ahead_ms / 3_600_000:g} h ahead; send the time at which it happened",
+            "at",
+        )
+
+
+def _refuse_unsound(raw: bytes) -> None:
+    """Size, encoding, nesting: what must hold before any decoder sees *raw*."""
+    if len(raw) > MAX_BYTES:
+        raise Refused("too_large", f"the value has {len(raw)} bytes; at most {MAX_BYTES} are allowed, send less in one record")
+    if not raw.isascii():
+        try:
+            raw.decode()
+        except UnicodeDecodeError as error:
+            raise Refused("not_json", f"the value is not UTF-8 (byte {error.start}); send JSON in UTF-8") from None
+    if len(raw) > PLAIN_BYTES and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(raw) > MAX_DEPTH:
+        raise Refused("too_deep", f"objects and lists are nested more than {MAX_DEPTH} deep; flatten them")
+
+
+def _depth(raw: bytes) -> int:
+    """How deep objects and lists are nested in *raw*; at most one more than `MAX_DEPTH`."""
+    depth = deepest = 0
+    in_text = False
+    bytes_ = iter(raw)
+    for byte in bytes_:
+        if in_text:
+            if byte == 0x5C:  # a backslash: what follows it ends no text
+                next(bytes_, None)
+            elif byte == 0x22:
+                in_text = False
+        elif byte == 0x22:
+            in_text = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > MAX_DEPTH:
+                break
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+class _Object(dict[str, Any]):
+    """An object of JSON that remembers what was given twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.pairs = pairs if len(pairs) > len(self) else []
+
+
+def _whole(digits: str) -> int:
+    return int(digits) if len(digits) <= 40 else 1 << 80  # too big for everyone: not worth reading
+
+
+def parse(model: type[BaseModel], raw: bytes) -> BaseModel:
+    """The slow, obvious way: *raw* by *model*, sound or `Refused` with the sentence that names the broken rule."""
+    _refuse_unsound(raw)
+    try:
+        _grammar(raw)
+    except DECODE_ERRORS as error:
+        raise Refused("not_json", f"the value is not JSON ({_lowered(str(error))}); send one JSON object in UTF-8") from None
+    value = json.loads(raw.decode(), object_pairs_hook=_Object, parse_int=_whole)
+    if not isinstance(value, dict):
+        raise Refused("not_an_object", f"the value is {shown(value)}; send one JSON object")
+    try:
+        for name, earlier in value.pairs:  # type: ignore[attr-defined]
+            model.model_validate({**value, name: earlier})
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _sentence(error) from None
+
+
+def _explain(model: type[BaseModel], raw: bytes, error: Exception | None) -> Refused:
+    try:
+        parse(model, raw)
+    except Refused as refused:
+        return refused
+    return Refused("bad_record", f"the value was refused: {_lowered(str(error))}")
+
+
+_TYPES = {
+    "string_type": "a text",
+    "string_unicode": "a text of valid Unicode",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "int_type": "a whole number",
+}
+
+
+def _sentence(error: ValidationError) -> Refused:
+    """The first broken rule of *error* in words."""
+    first = error.errors(include_url=False)[0]
+    kind, value, context = first["type"], first["input"], first.get("ctx", {})
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"]).removeprefix(".")
+    at = f"{path}: " if path else ""
+    if kind == "missing":
+        return Refused("missing_field", f"{path} is missing; it is required", path)
+    if kind in _TYPES:
+        return Refused("wrong_type", f"{at}{shown(value)} is not {_TYPES[kind]}; send {_TYPES[kind]}", path)
+    if kind == "string_too_short":
+        return Refused("empty_field", f"{path} is empty; it needs at least {context['min_length']} character", path)
+    if kind == "string_too_long":
+        limit = context["max_length"]
+        return Refused("too_long", f"{path} has {len(value)} characters; at most {limit} are allowed", path)
+    if kind == "value_error":
+        code = "bad_time" if path == "at" else "self_merge" if not path else "bad_value"
+        return Refused(code, at + str(context["error"]), path or None)
+    return Refused("bad_value", f"{at}{_lowered(first['msg'])}", path or None)
+
+
+def _lowered(text: str) -> str:
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
