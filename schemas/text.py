@@ -93,7 +93,7 @@ def folded(operand: Operand) -> Operand:
 
 
 def _bad(kind: str, sentence: str, at: str = "") -> PydanticCustomError:
-    return PydanticCustomError("text_" + kind, "{sentence}", {"sentence": sentence, "at": at})  # type: ignore[arg-type]
+    return PydanticCustomError("text_" + kind, "{sentence}", {"sentence": sentence, "at": at})
 
 
 @dataclass(frozen=True)
