@@ -1,0 +1,136 @@
+"""Intake: turns records of the source topics into messages for contacts. Refuses what is bad, changes nothing, sends nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from schemas import codec
+from schemas.errors import Refused
+from schemas.hashing import h8
+from state.decision import ACTIVITY, ERASURE, Join, Message, Origin, Unite
+from state.evidence import BIAS
+from state.identity import Merge, Profile
+from state.matching import Matcher
+
+from . import handoffs, metrics
+
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+class Record(Protocol):
+    """A record as the transport delivers it; times in milliseconds."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Taken(NamedTuple):
+    """What a chunk of one topic comes to."""
+
+    hits: dict[str, list[tuple[bytes, bytes]]]  # contact -> [(rule key, hit)]
+    ids: dict[bytes, str]  # hit -> activity id
+    messages: list[Message]
+    refused: list[tuple[Record, Refused]]
+
+
+def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int) -> Taken:
+    """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused."""
+    hits: dict[str, list[tuple[bytes, bytes]]] = {}
+    ids: dict[bytes, str] = {}
+    refused: list[tuple[Record, Refused]] = []
+    decode, match, limit_bytes = codec.activity_decoder, matcher.match, codec.MAX_BYTES
+    latest_ms = now_ms + ahead_ms
+    latest = _EPOCH + dt.timedelta(milliseconds=min(latest_ms, 253_402_300_799_000))
+    n_hits = 0
+    for record in records:
+        raw = record.value
+        try:
+            if raw is None or len(raw) > limit_bytes:
+                raise codec.explain_activity(raw)
+            try:
+                activity = decode(raw)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                raise codec.explain_activity(raw) from None
+            at = activity.at
+            if at > latest if type(at) is not int else at > latest_ms:
+                codec.refuse_future(codec.activity_at_ms(activity), now_ms, ahead_ms)
+            rules = match(activity)
+            if not rules:
+                continue
+            n_hits += 1
+            at_ms = at if type(at) is int else (at - _EPOCH) // _MILLISECOND
+            id_ = activity.id or codec.activity_id(activity, raw)
+            hit = (at_ms + BIAS).to_bytes(8, "big") + h8(id_)
+            ids[hit] = id_
+            mine = hits.get(activity.contact_id)
+            if mine is None:
+                mine = hits[activity.contact_id] = []
+            for rule in rules:
+                mine.append((rule, hit))
+        except Refused as error:
+            refused.append((record, error))
+    outcome = metrics.ACTIVITIES.labels
+    outcome("hit").inc(n_hits)
+    outcome("rejected").inc(len(refused))
+    outcome("no_hit").inc(len(records) - n_hits - len(refused))
+    return Taken(hits, ids, [], refused)
+
+
+def merges(records: Sequence[Record], topic: str, partition: int, now_ms: int, ahead_ms: int) -> Taken:
+    """A unite for each merge record of a chunk; it carries the record, since only the person's holder may know that it has too many."""
+    messages: list[Message] = []
+    refused: list[tuple[Record, Refused]] = []
+    for record in records:
+        try:
+            if record.value is None:
+                raise Refused("empty_value", "a merge has a value; a null says nothing and is not counted")
+            merge = codec.decode_merge(record.value)
+            codec.refuse_future(merge.at_ms, now_ms, ahead_ms)
+            fact = Merge(merge.at_ms, h8(merge.id), merge.from_, merge.into)
+            headers = tuple((name, bytes(value)) for name, value in record.headers)
+            origin = Origin(topic, partition, record.offset, record.key, record.value, headers)
+            messages.append(Unite(merge.from_, merge.into, (fact,), merge.id, origin))
+        except Refused as error:
+            refused.append((record, error))
+    return Taken({}, {}, messages, refused)
+
+
+def profiles(records: Sequence[Record], now_ms: int, ahead_ms: int) -> Taken:
+    """A join for each profile of a chunk; a null value is an erasure at the record's time."""
+    messages: list[Message] = []
+    refused: list[tuple[Record, Refused]] = []
+    for record in records:
+        try:
+            if record.value is None:
+                contact = codec.decode_contact_key(record.key)
+                messages.append(Join(contact, erased_at_ms=record.timestamp, cause=ERASURE))
+                continue
+            profile = codec.decode_profile(record.key, record.value)
+            codec.refuse_future(profile.at_ms, now_ms, ahead_ms)
+            attributes = json.dumps(profile.attributes, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            said = Profile(profile.at_ms, attributes, tuple(profile.groups))
+            messages.append(Join(profile.contact_id, profiles={profile.contact_id: said}, cause=ACTIVITY))
+        except Refused as error:
+            refused.append((record, error))
+    return Taken({}, {}, messages, refused)
+
+
+def handed_over(records: Sequence[Record]) -> Taken:
+    """The messages of a chunk of handoffs."""
+    messages: list[Message] = []
+    refused: list[tuple[Record, Refused]] = []
+    for record in records:
+        try:
+            messages.append(handoffs.decode(record.value or b""))
+        except Refused as error:
+            refused.append((record, error))
+    return Taken({}, {}, messages, refused)

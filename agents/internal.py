@@ -1,0 +1,96 @@
+"""Internal: the HTTP interface by which the console asks a worker about its partitions. Only parses questions; `questions` answers them.
+
+| call | answer |
+|---|---|
+| `GET /internal/partitions` | state and positions of each partition here |
+| `GET /internal/results?journey=&version=&group=` | versions and cells of each active partition |
+| `GET /internal/list?journey=&version=&stage=&who=&group=&limit=&after=` | a page of persons of each active partition |
+| `GET /internal/contact?id=` | one contact, if its partition is here |
+| `GET /healthz`, `/readyz`, `/metrics` | for orchestrators and Prometheus |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import generate_latest
+from streams.partitioner import partition_of
+
+from . import metrics, questions
+from .partition import Partition
+from .partitions import Partitions
+
+MAX_ROWS = 1000
+
+
+def application(partitions: Partitions, ready: Callable[[], bool]) -> web.Application:
+    """The aiohttp application; *ready* says whether every partition of this worker is live."""
+
+    def each(answer: Callable[[Partition], dict[str, Any]]) -> web.Response:
+        found = {
+            str(number): {**answer(partition), "positions": partitions.positions(number)}
+            for number, partition in partitions.active().items()
+        }
+        return _json({"as_of_ms": partitions.context.now_ms(), "partitions": found})
+
+    async def get_partitions(_: web.Request) -> web.Response:
+        return _json({"as_of_ms": partitions.context.now_ms(), "partitions": partitions.states()})
+
+    async def get_results(request: web.Request) -> web.Response:
+        q = request.query
+        version = _integer(q, "version", None)
+        return each(lambda p: questions.results(p, q["journey"], version, q.get("group")))
+
+    async def get_list(request: web.Request) -> web.Response:
+        q = request.query
+        version, stage = _integer(q, "version", None), _integer(q, "stage", 1)
+        limit = max(1, min(_integer(q, "limit", 100) or 100, MAX_ROWS))
+        after = bytes.fromhex(q["after"]) if q.get("after") else None
+        who, group = q.get("who", questions.CONVERTED), q.get("group")
+        return each(lambda p: questions.listed(p, q["journey"], version, stage or 1, who, group, limit, after))
+
+    async def get_contact(request: web.Request) -> web.Response:
+        contact = request.query["id"]
+        number = partition_of(contact, partitions.context.partitions)
+        found = partitions.active().get(number)
+        if found is None:
+            return _json({"partition": number, "state": "elsewhere"})
+        return _json({**questions.contact(found, contact), "positions": partitions.positions(number)})
+
+    async def get_health(_: web.Request) -> web.Response:
+        return _json({"status": "ok"})
+
+    async def get_ready(_: web.Request) -> web.Response:
+        return _json({"ready": True}) if ready() else _json({"ready": False}, 503)
+
+    async def get_metrics(_: web.Request) -> web.Response:
+        for number, partition in partitions.active().items():
+            metrics.LEDGER_BYTES.labels(str(number)).set(partition.ledger.size_bytes())
+        return web.Response(
+            body=generate_latest(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/internal/partitions", get_partitions),
+            web.get("/internal/results", get_results),
+            web.get("/internal/list", get_list),
+            web.get("/internal/contact", get_contact),
+            web.get("/healthz", get_health),
+            web.get("/readyz", get_ready),
+            web.get("/metrics", get_metrics),
+        ]
+    )
+    return app
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=json.dumps(value).encode(), status=status, content_type="application/json")
+
+
+def _integer(query: Any, name: str, default: int | None) -> int | None:
+    return int(query[name]) if query.get(name) else default

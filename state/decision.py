@@ -1,0 +1,470 @@
+"""Decision: what one batch of one partition changes, announces and sends on (design, section 6). Pure; reads records through a function it is given.
+
+A batch is filled with what arrived (`activities`, `join`, `unite`, `scan`) and closed with `decide()`, whose `Decision` says everything that has to
+be done, and in which order its caller must do it: changes, handoffs, records to the changelog, then records, index and totals to RocksDB.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from schemas.changes import StageChange
+
+from . import records
+from .evidence import Evidence, moment_ms
+from .identity import Identity, Merge, Profile, place
+from .progress import Progress
+from .totals import Cell, contribution
+from .views import EVERYONE, View, Views, group_key, index_key
+
+MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
+ACTIVITY, MERGE, ERASURE, EDIT = "activity", "merge", "erasure", "edit"
+
+
+class Origin(NamedTuple):
+    """Where a merge came from, with its bytes, so that it can be rejected wherever that is decided."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class Join(NamedTuple):
+    """Facts for *to* to join. With *part*, a whole holder hands over: `part` is the name under which it was visible until now."""
+
+    to: str
+    hits: Mapping[bytes, bytes] = {}
+    marked: frozenset[bytes] = frozenset()
+    members: tuple[str, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    profiles: Mapping[str, Profile] = {}
+    erased_at_ms: int | None = None
+    cause: str = ACTIVITY
+    cause_id: str | None = None
+    ids: Mapping[bytes, str] = {}  # hit -> id of its activity
+    part: str | None = None
+
+
+class Unite(NamedTuple):
+    """A request to *to* to become one person with *other*; `merges` are the merge records behind it, if it carries them."""
+
+    to: str
+    other: str
+    merges: tuple[Merge, ...] = ()
+    cause_id: str | None = None
+    origin: Origin | None = None
+
+
+Message = Join | Unite
+
+
+class Decision(NamedTuple):
+    """What a batch comes to. `totals` maps view id to group ("" is everyone) to cell to difference."""
+
+    records: dict[bytes, bytes | None]
+    changes: list[StageChange]
+    handoffs: list[Message]
+    refused: list[tuple[Origin, str]]
+    entries: dict[bytes, bytes | None]  # of the index
+    totals: dict[bytes, dict[str, dict[Cell, int]]]
+
+
+class _Shown(NamedTuple):
+    """What was visible of a part before the batch."""
+
+    name: str
+    groups: tuple[str, ...]
+    hits: Mapping[bytes, bytes]
+    marked: frozenset[bytes]
+
+
+class _Person:
+    """A contact's records while a batch works on them."""
+
+    __slots__ = (
+        "cause",
+        "cause_id",
+        "changed",
+        "contact",
+        "evidence",
+        "head",
+        "identity",
+        "ids",
+        "key",
+        "parts",
+        "pointer",
+        "raw_identity",
+        "renamed",
+        "rules",
+        "shown",
+    )  # fmt: skip
+
+    def __init__(self, contact: str) -> None:
+        self.contact = contact
+        self.key = contact.encode()
+        self.pointer: str | None = None
+        self.evidence = Evidence()
+        self.identity: Identity | None = None
+        self.raw_identity: bytes | None = None  # not decoded until needed
+        self.head: tuple[str, tuple[str, ...], int | None] = (contact, (), None)  # name, groups, erased_at_ms
+        self.shown: _Shown | None = None
+        self.parts: list[tuple[str, Mapping[bytes, bytes]]] = []
+        self.rules: set[bytes] = set()  # whose hits changed
+        self.renamed = False  # name, groups, members or erasure changed: every view is concerned
+        self.changed = False  # evidence record has to be written
+        self.cause, self.cause_id = ACTIVITY, None  # type: str, str | None
+        self.ids: dict[bytes, str] = {}
+
+    def whole(self) -> Identity:
+        if self.identity is None:
+            if self.raw_identity is None:
+                self.identity = Identity(self.contact)
+            else:
+                self.identity = records.decode_identity(self.contact, self.raw_identity)
+        return self.identity
+
+    def has_identity(self) -> bool:
+        return self.raw_identity is not None or (self.identity is not None and not self.identity.blank())
+
+
+class Batch:
+    """Everything that one batch does to one partition.
+
+    *load* returns a record by its key (see `records`), *is_here* says whether a contact belongs to this partition. *silent*: announce nothing.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        load: Callable[[bytes], bytes | None],
+        is_here: Callable[[str], bool],
+        max_merges: int = MAX_MERGES,
+        silent: bool = False,
+    ) -> None:
+        self._silent = silent
+        self._views = views
+        self._load = load
+        self._is_here = is_here
+        self._max_merges = max_merges
+        self._persons: dict[str, _Person] = {}
+        self._queue: deque[Message] = deque()
+        self._decision = Decision({}, [], [], [], {}, {})
+
+    # ------------------------------------------------------------------ arrivals
+
+    def activities(self, hits: Mapping[str, list[tuple[bytes, bytes]]], ids: Mapping[bytes, str]) -> None:
+        """Hits of contacts of this partition: contact -> [(rule key, hit)]; *ids* gives the activity's id for each hit."""
+        for contact, new in hits.items():
+            person = self._persons.get(contact) or self._person(contact)
+            if person.pointer is not None:
+                joined = Evidence()
+                for rule, hit in new:
+                    joined.add(rule, hit)
+                theirs = {hit: ids[hit] for _, hit in new}
+                self._send(Join(person.pointer, joined.hits, cause_id=theirs[new[-1][1]], ids=theirs))
+                continue
+            erased_at_ms = person.head[2]
+            add, rules = person.evidence.add, person.rules
+            for rule, hit in new:
+                if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
+                    continue
+                if add(rule, hit):
+                    rules.add(rule)
+                    person.ids[hit] = ids[hit]
+                    if person.cause == ACTIVITY:
+                        person.cause_id = ids[hit]
+        self._drain()
+
+    def deliver(self, message: Message) -> None:
+        """A message for a contact of this partition; what it sends on within the partition is handled at once."""
+        self._queue.append(message)
+        self._drain()
+
+    def _drain(self) -> None:
+        while self._queue:
+            message = self._queue.popleft()
+            person = self._persons.get(message.to) or self._person(message.to)
+            if person.pointer is not None:
+                self._send(message._replace(to=person.pointer))
+            elif isinstance(message, Join):
+                self._join(person, message)
+            else:
+                self._unite(person, message)
+
+    def scan(self, view: View, contacts: Iterable[str], predecessor: View | None) -> None:
+        """Takes holders among *contacts* into *view*, which is being built, and announces how they stand against *predecessor*.
+
+        The caller moves the view's cursor past them afterwards. Nothing else may be in the same batch.
+        """
+        for contact in contacts:
+            person = self._person(contact)
+            if person.pointer is not None:
+                continue
+            name, groups, _ = person.head
+            after = view.project(person.evidence.hits)
+            before = predecessor.project(person.evidence.hits) if predecessor is not None else ()
+            self._announce(view, [(name, before)], name, after, EDIT, None, {})
+            marked = bool(person.evidence.marked and person.evidence.marked & view.rules)
+            self._place(view, person, (name, groups, after, marked), 1)
+
+    def restore(self, changed: Mapping[str, tuple[bytes | None, bytes | None]]) -> None:
+        """Takes over records as the changelog has them: contact -> (evidence record, identity record). For silent batches: views follow."""
+        for contact, (evidence, identity) in changed.items():
+            person = self._person(contact)
+            pointer = None if evidence is None else records.pointer_of(evidence)
+            if pointer is not None:
+                if person.shown is not None:
+                    self._withdraw(person, person.shown)
+                person.pointer, person.shown = pointer, None
+                continue
+            if person.pointer is not None:
+                continue
+            person.evidence = Evidence() if evidence is None else records.decode_evidence(evidence)[0]
+            person.raw_identity, person.identity, person.head = identity, None, (contact, (), None)
+            if identity is not None:
+                person.head = records.decode_head(identity)
+                if person.head[2] is not None:
+                    person.evidence.forget(person.head[2])
+            person.renamed = True
+
+    # ------------------------------------------------------------------ messages
+
+    def _person(self, contact: str) -> _Person:
+        person = self._persons.get(contact)
+        if person is not None:
+            return person
+        person = self._persons[contact] = _Person(contact)
+        record = self._load(records.EVIDENCE + person.key)
+        if record is not None:
+            person.pointer = records.pointer_of(record)
+            if person.pointer is not None:
+                return person
+            person.evidence, has_identity = records.decode_evidence(record)
+            if has_identity:
+                person.raw_identity = self._load(records.IDENTITY + person.key)
+                assert person.raw_identity is not None, f"{contact}: the evidence says that there is an identity"
+                person.head = records.decode_head(person.raw_identity)
+                if person.head[2] is not None:
+                    person.evidence.forget(person.head[2])
+        self._show(person)
+        return person
+
+    @staticmethod
+    def _show(person: _Person) -> None:
+        name, groups, _ = person.head
+        person.shown = _Shown(name, groups, dict(person.evidence.hits), person.evidence.marked)
+
+    def _send(self, message: Message) -> None:
+        if self._is_here(message.to):
+            self._queue.append(message)
+        else:
+            self._decision.handoffs.append(message)
+
+    def _join(self, person: _Person, message: Join) -> None:
+        evidence = person.evidence
+        for rule, blob in message.hits.items():
+            if evidence.add(rule, blob):
+                person.rules.add(rule)
+        if message.marked - evidence.marked:
+            evidence.marked |= message.marked
+            person.renamed = True
+        if message.members or message.merges or message.profiles or message.erased_at_ms is not None:
+            identity = person.whole()
+            changed = identity.join(message.members, message.merges, dict(message.profiles), message.erased_at_ms)
+            if changed:
+                person.renamed = True
+                person.head = identity.name, identity.groups, identity.erased_at_ms
+        if person.head[2] is not None and evidence.forget(person.head[2]):
+            person.renamed = True
+        person.ids.update(message.ids)
+        if message.cause != ACTIVITY:
+            person.cause, person.cause_id = message.cause, message.cause_id
+        elif person.cause == ACTIVITY and message.hits:
+            person.cause_id = message.cause_id
+        if message.part is not None:
+            person.parts.append((message.part, message.hits))
+            person.renamed = True
+
+    def _unite(self, person: _Person, message: Unite) -> None:
+        identity = person.whole()
+        new = [merge for merge in message.merges if merge not in identity.merges]
+        if new and len(identity.merges) + len(new) > self._max_merges:
+            assert message.origin is not None, "only a unite that carries a merge record brings a new merge"
+            reason = f"the person of {new[0].from_} has {len(identity.merges)} merges already; the limit is {self._max_merges}"
+            self._decision.refused.append((message.origin, reason))
+            return
+        person.cause, person.cause_id = MERGE, message.cause_id
+        if message.other == person.contact or message.other in identity.members:
+            self._join_merges(person, identity, new)
+        elif place(message.other) < place(person.contact):
+            self._flush(person)
+            identity.join(merges=new)
+            self._hand_over(person, identity, message.other, message.cause_id)
+        else:
+            self._join_merges(person, identity, new)
+            self._send(Unite(message.other, person.contact, cause_id=message.cause_id))
+
+    @staticmethod
+    def _join_merges(person: _Person, identity: Identity, merges: Iterable[Merge]) -> None:
+        if identity.join(merges=merges):
+            person.renamed = True
+            person.head = identity.name, identity.groups, identity.erased_at_ms
+
+    def _hand_over(self, person: _Person, identity: Identity, to: str, cause_id: str | None) -> None:
+        """Sends everything to *to* and becomes its alias. What was visible goes from here without a word; *to* will speak of it."""
+        shown = person.shown
+        assert shown is not None, "a holder is visible"
+        self._withdraw(person, shown)
+        self._send(
+            Join(
+                to, person.evidence.hits, person.evidence.marked, tuple(sorted(identity.members)), tuple(sorted(identity.merges)),
+                identity.profiles, identity.erased_at_ms, MERGE, cause_id, part=shown.name,
+            )
+        )  # fmt: skip
+        had_identity = person.raw_identity is not None
+        person.pointer, person.shown = to, None
+        # in this order: a changelog that ends between the two must not hold a holder without its identity
+        evidence_key, identity_key = records.EVIDENCE + person.key, records.IDENTITY + person.key
+        self._decision.records.pop(evidence_key, None)
+        self._decision.records.pop(identity_key, None)
+        self._decision.records[evidence_key] = records.encode_alias(to)
+        if had_identity:
+            self._decision.records[identity_key] = None
+
+    # ------------------------------------------------------------------ outcome
+
+    def decide(self) -> Decision:
+        """Everything the batch comes to. The batch must not be used after."""
+        self._drain()
+        for person in self._persons.values():
+            if person.pointer is None and (person.rules or person.renamed):
+                self._flush(person)
+        return self._decision
+
+    def _flush(self, person: _Person) -> None:
+        """Writes what changed of *person* and brings views and announcements to where it stands now."""
+        if not person.rules and not person.renamed:
+            return
+        shown, evidence = person.shown, person.evidence
+        assert shown is not None, "a holder is visible"
+        name, groups, _ = person.head
+        hits = evidence.hits
+        if not person.renamed:
+            concerned = self._views.concerned(person.rules)
+        else:
+            concerned = self._views.concerned(
+                {*hits, *shown.hits, *(rule for _, part in person.parts for rule in part)}
+            )
+        for view in concerned:
+            after = view.project(hits)
+            before = view.project(shown.hits)
+            if after == before and not person.renamed and not evidence.marked:
+                continue
+            if not self._silent and view.announces(person.key):
+                befores = [(shown.name, before), *((part, view.project(theirs)) for part, theirs in person.parts)]
+                self._announce(view, befores, name, after, person.cause, person.cause_id, person.ids)
+            if view.includes(person.key):
+                was = shown.name, shown.groups, before, bool(shown.marked & view.rules)
+                now = name, groups, after, bool(evidence.marked & view.rules)
+                if was != now:
+                    self._place(view, person, was, -1)
+                    self._place(view, person, now, 1)
+        has_identity = person.has_identity()
+        if person.renamed and has_identity:  # before the evidence that says there is one
+            record = records.encode_identity(person.whole())
+            if record != person.raw_identity:
+                self._decision.records[records.IDENTITY + person.key] = person.raw_identity = record
+        self._decision.records[records.EVIDENCE + person.key] = records.encode_evidence(evidence, has_identity)
+        person.rules, person.renamed, person.parts = set(), False, []
+        self._show(person)
+
+    def _withdraw(self, person: _Person, shown: _Shown) -> None:
+        for view in self._views.concerned(shown.hits):
+            if view.includes(person.key):
+                before = view.project(shown.hits)
+                self._place(view, person, (shown.name, shown.groups, before, bool(shown.marked & view.rules)), -1)
+
+    def _place(self, view: View, person: _Person, at: tuple[str, tuple[str, ...], Progress, bool], count: int) -> None:
+        """Adds (*count* 1) or takes away (-1) what a person contributes to a view: index entries and totals."""
+        name, groups, progress, marked = at
+        cells = contribution(progress)
+        if marked:
+            cells.append(("m", 0, 0))
+        if not cells:
+            return
+        key = name.encode()
+        value = None if count < 0 else b"" if name == person.contact else person.key
+        entries, totals = self._decision.entries, self._decision.totals.setdefault(view.id, {})
+        for group in ("", *groups):
+            if progress:
+                entries[index_key(view.id, group_key(group) if group else EVERYONE, progress, key)] = value
+            mine = totals.get(group)
+            if mine is None:
+                mine = totals[group] = {}
+            for cell in cells:
+                mine[cell] = mine.get(cell, 0) + count
+
+    def _announce(
+        self,
+        view: View,
+        befores: list[tuple[str, Progress]],
+        name: str,
+        after: Progress,
+        cause: str,
+        cause_id: str | None,
+        ids: Mapping[bytes, str],
+    ) -> None:
+        """Announces the difference between what was visible under each name and what is (design, section 6, stage changes at a join).
+
+        A part that was visible under the name that stays may have spoken after this one did: unless all agree, the truth is said again.
+        """
+        journey, changes = view.journey, self._decision.changes
+        version = journey.version or 0
+        mine: list[Progress] = []
+        for part, before in befores:
+            if part == name:
+                mine.append(before)
+                continue
+            for stage, reached in enumerate(before, 1):
+                changes.append(
+                    StageChange(
+                        journey.id,
+                        version,
+                        part,
+                        stage,
+                        _stage_name(view, stage),
+                        "left",
+                        None,
+                        reached.at_ms,
+                        cause,
+                        cause_id,
+                    )
+                )
+        for k in range(max(len(after), max(map(len, mine), default=0))):
+            now = after[k] if k < len(after) else None
+            was = [before[k].at if k < len(before) else None for before in mine] or [None]
+            at = None if now is None else now.at
+            if all(before == at for before in was):
+                continue
+            previous = next((before for before in was if before is not None), None)
+            change = "left" if now is None else "reached" if previous is None or previous == at else "moved"
+            why, why_id = cause, cause_id
+            if now is not None:
+                arrived = next((ids[hit] for hit in reversed(now.met_by) if hit in ids), None)
+                if arrived is not None:
+                    why, why_id = ACTIVITY, arrived
+            changes.append(
+                StageChange(
+                    journey.id, version, name, k + 1, _stage_name(view, k + 1), change, None if now is None else now.at_ms,
+                    None if previous is None else moment_ms(previous), why, why_id,
+                )
+            )  # fmt: skip
+
+
+def _stage_name(view: View, stage: int) -> str:
+    return view.journey.stages[stage - 1].name

@@ -1,0 +1,128 @@
+"""Ledger: one partition's RocksDB. The edge module of `state`; it reads and writes bytes and decides nothing.
+
+| key | value |
+|---|---|
+| `e`, `i` | records, see `records` |
+| `x`, `t` | index and totals of views, see `views` |
+| `v` + view id | a view: its journey as JSON and its scan cursor |
+| `p` + name | positions: `changelog`, and the next offset of each source topic |
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import rocksdict
+
+BLOCK_BYTES = 16 << 10
+BLOOM_BITS = 10
+
+
+class Memory:
+    """What the ledgers of a process share: one block cache, one write-buffer manager, together *memory_mb* MiB.
+
+    RocksDB's own defaults would take that much for each partition.
+    """
+
+    def __init__(self, memory_mb: int) -> None:
+        total = memory_mb << 20
+        self.cache = rocksdict.Cache(total)
+        self.buffer_bytes = total // 3
+        # write buffers are charged to the cache, so that both together keep to the setting
+        self.buffers = rocksdict.WriteBufferManager.new_write_buffer_manager_with_cache(
+            self.buffer_bytes, False, self.cache
+        )
+
+    def options(self) -> rocksdict.Options:
+        options = rocksdict.Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_write_buffer_manager(self.buffers)
+        options.set_write_buffer_size(max(1 << 20, min(32 << 20, self.buffer_bytes // 4)))
+        options.set_max_write_buffer_number(3)
+        options.set_max_open_files(128)
+        options.set_compression_type(rocksdict.DBCompressionType.lz4())
+        options.set_keep_log_file_num(2)
+        options.set_max_total_wal_size(64 << 20)
+        table = rocksdict.BlockBasedOptions()
+        table.set_bloom_filter(BLOOM_BITS, False)
+        table.set_block_cache(self.cache)
+        table.set_block_size(BLOCK_BYTES)
+        table.set_cache_index_and_filter_blocks(True)
+        table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+        options.set_block_based_table_factory(table)
+        return options
+
+
+class Ledger:
+    """The RocksDB in *path*, opened at once; `close` releases its lock."""
+
+    def __init__(self, path: Path, memory: Memory) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self._db = rocksdict.Rdict(str(path), options=memory.options())
+        self.get: Any = self._db.get  # bytes -> bytes | None, or a list of keys -> a list of values
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """The values of *keys*, in their order; None where there is none."""
+        values: list[bytes | None] = self.get(keys)
+        return values
+
+    def write(self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """All of *changes* in one WriteBatch; None deletes. *drop* are ranges `[from, to)` deleted before."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        for start, end in drop:
+            batch.delete_range(start, end)
+        put, delete = batch.put, batch.delete
+        for key, value in changes:
+            if value is None:
+                delete(key)
+            else:
+                put(key, value)
+        self._db.write(batch)
+
+    def scan(
+        self, prefix: bytes, after: bytes | None = None, limit: int | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Entries whose key begins with *prefix*, in order, those after the key *after* only, at most *limit*."""
+        it = self._db.iter()
+        it.seek(prefix if after is None else max(prefix, after + b"\0"))
+        while it.valid() and (limit is None or limit > 0):
+            key = it.key()
+            if not key.startswith(prefix):
+                break
+            yield key, it.value()
+            if limit is not None:
+                limit -= 1
+            it.next()
+        del it  # a live iterator keeps the lock of a closed RocksDB
+
+    def last(self, prefix: bytes) -> bytes | None:
+        """The last key that begins with *prefix*."""
+        it = self._db.iter()
+        it.seek_for_prev(prefix_end(prefix))
+        key = it.key() if it.valid() else None
+        del it
+        return key if key is not None and key.startswith(prefix) else None
+
+    def size_bytes(self) -> int:
+        """Bytes of the files on disk."""
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+    def close(self) -> None:
+        """Closes the RocksDB and releases its lock."""
+        del self.get
+        self._db.close()
+
+
+def wipe(path: Path) -> None:
+    """Removes a closed ledger from disk."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """The first key after all that begin with *prefix*, which is not all 0xff."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes((head[-1] + 1,))

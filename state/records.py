@@ -1,0 +1,138 @@
+"""Records: the binary form of what a partition keeps of a contact, in RocksDB and in the changelog alike. Pure; only layout and join.
+
+A contact has up to two records (design, section 5). The first byte of each is the version of its format.
+
+| key | value |
+|---|---|
+| `e` + contact | evidence: `version flags` and then an alias's pointer, or `n` x (rule key 8, hits u16 with the top bit for *marked*) and the blobs |
+| `i` + contact | identity: `version`, length of the head u32, head `[name, groups, erased_at_ms]`, rest `[members, merges, profiles]`, both msgpack |
+
+The head is what an activity needs; the rest, which may be long, is left alone then.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+from .evidence import HIT_BYTES, Evidence
+from .identity import Identity, Merge, Profile
+
+EVIDENCE, IDENTITY = b"e", b"i"
+VERSION = 1
+ALIAS, HAS_IDENTITY = 1, 2  # flags
+MARKED, COUNT = 1 << 15, (1 << 15) - 1
+
+_HEAD = struct.Struct(">BBH")
+_RULE = struct.Struct(">8sH")
+_LENGTH = struct.Struct(">BI")
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_head = msgspec.msgpack.Decoder(tuple[str, tuple[str, ...], int | None]).decode
+_Rest = tuple[list[str], list[tuple[int, bytes, str, str]], dict[str, tuple[int, str, tuple[str, ...]]]]
+_unpack_rest = msgspec.msgpack.Decoder(_Rest).decode
+
+
+class UnknownVersion(ValueError):
+    """A record was written by a format that this program does not know."""
+
+
+def encode_alias(pointer: str) -> bytes:
+    """The evidence record of a contact whose evidence lives with *pointer*."""
+    return bytes((VERSION, ALIAS)) + pointer.encode()
+
+
+def encode_evidence(evidence: Evidence, has_identity: bool) -> bytes:
+    """The evidence record of a holder."""
+    hits, marked = evidence.hits, evidence.marked
+    parts = [_HEAD.pack(VERSION, HAS_IDENTITY if has_identity else 0, len(hits))]
+    if marked:
+        for rule, blob in hits.items():
+            parts.append(_RULE.pack(rule, len(blob) // HIT_BYTES | (MARKED if rule in marked else 0)))
+    else:
+        for rule, blob in hits.items():
+            parts.append(_RULE.pack(rule, len(blob) // HIT_BYTES))
+    parts.extend(hits.values())
+    return b"".join(parts)
+
+
+def pointer_of(record: bytes) -> str | None:
+    """The pointer of an alias's evidence record; None when it is a holder's."""
+    if record[0] != VERSION:
+        raise UnknownVersion(f"evidence record of version {record[0]}; this program reads version {VERSION}")
+    return record[2:].decode() if record[1] & ALIAS else None
+
+
+def decode_evidence(record: bytes) -> tuple[Evidence, bool]:
+    """A holder's evidence, and whether it has an identity record beside it."""
+    version, flags, n = _HEAD.unpack_from(record)
+    if version != VERSION:
+        raise UnknownVersion(f"evidence record of version {version}; this program reads version {VERSION}")
+    hits: dict[bytes, bytes] = {}
+    marked: set[bytes] = set()
+    at = 4 + n * 10
+    for rule, count in _RULE.iter_unpack(record[4:at]):
+        if count & MARKED:
+            marked.add(rule)
+        end = at + (count & COUNT) * HIT_BYTES
+        hits[rule] = record[at:end]
+        at = end
+    assert at == len(record), "an evidence record is exactly as long as its head says"
+    return Evidence(hits, frozenset(marked)), bool(flags & HAS_IDENTITY)
+
+
+def encode_identity(identity: Identity) -> bytes:
+    """The identity record of a holder."""
+    head = _pack((identity.name, identity.groups, identity.erased_at_ms))
+    rest = _pack((sorted(identity.members), sorted(identity.merges), identity.profiles))
+    return _LENGTH.pack(VERSION, len(head)) + head + rest
+
+
+def _head_end(record: bytes) -> int:
+    version, length = _LENGTH.unpack_from(record)
+    if version != VERSION:
+        raise UnknownVersion(f"identity record of version {version}; this program reads version {VERSION}")
+    return _LENGTH.size + int(length)
+
+
+def decode_head(record: bytes) -> tuple[str, tuple[str, ...], int | None]:
+    """`(name, groups, erased_at_ms)` of an identity record, without the rest."""
+    return _unpack_head(record[_LENGTH.size : _head_end(record)])
+
+
+def decode_identity(holder: str, record: bytes) -> Identity:
+    """The whole identity of *holder*."""
+    end = _head_end(record)
+    name, groups, erased_at_ms = _unpack_head(record[_LENGTH.size : end])
+    members, merges, profiles = _unpack_rest(record[end:])
+    return Identity(
+        holder,
+        set(members),
+        {Merge(*m) for m in merges},
+        {contact: Profile(*p) for contact, p in profiles.items()},
+        erased_at_ms,
+        name,
+        groups,
+    )
+
+
+def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
+    """The join of two values of one record, for recovery (design, section 5).
+
+    An alias is above every holder; holders unite. A tombstone in the log is only ever that of an identity whose contact became an alias.
+    """
+    if old is None or new is None or old == new:
+        return new
+    if key[:1] == EVIDENCE:
+        if pointer_of(old) is not None:
+            return old
+        if pointer_of(new) is not None:
+            return new
+        evidence, a = decode_evidence(old)
+        more, b = decode_evidence(new)
+        evidence.join(more.hits, more.marked)
+        return encode_evidence(evidence, a or b)
+    identity = decode_identity(key[1:].decode(), old)
+    other = decode_identity(identity.holder, new)
+    identity.join(other.members, other.merges, other.profiles, other.erased_at_ms)
+    return encode_identity(identity)

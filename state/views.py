@@ -1,0 +1,119 @@
+"""Views: a journey version made concrete over the persons of a partition, an index for lists and totals. Pure; says what to write, writes nothing.
+
+| key | value |
+|---|---|
+| `x` view 8, group 8, furthest stage u8, reach moment 8, name | holder where it is not the name itself |
+| `t` view 8, group 8, kind 1, stage u8, bucket i64 | count i64, group |
+
+The group of all persons is eight zero bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from schemas.hashing import h8
+from schemas.journey import Journey, body_digest
+
+from .progress import Progress, Projection
+from .totals import Cell
+
+INDEX, TOTAL = b"x", b"t"
+EVERYONE = bytes(8)
+_CELL = struct.Struct(">8s8s1sBq")
+_COUNT = struct.Struct(">q")
+_INDEX_HEAD = 1 + 8 + 8
+
+
+class View:
+    """One journey version over one partition.
+
+    `cursor` is None when the view is complete. Else a scan is building it: contacts up to the cursor (their ids as bytes) are in it, the others
+    are not yet. `successor` is the view that is being built to replace this one.
+    """
+
+    __slots__ = ("cursor", "id", "journey", "project", "projection", "rules", "successor")
+
+    def __init__(self, journey: Journey, cursor: bytes | None = None) -> None:
+        self.journey = journey
+        self.projection = Projection(journey)
+        self.project = self.projection.project
+        self.rules = frozenset(self.projection.rules)
+        self.id = view_id(journey)
+        self.cursor = cursor
+        self.successor: View | None = None
+
+    def includes(self, contact: bytes) -> bool:
+        """Whether the person held by *contact* is in this view already."""
+        return self.cursor is None or contact <= self.cursor
+
+    def announces(self, contact: bytes) -> bool:
+        """Whether stage changes of the person held by *contact* are this view's to tell: of two versions only one speaks of a person."""
+        return self.includes(contact) and (self.successor is None or not self.successor.includes(contact))
+
+
+def view_id(journey: Journey) -> bytes:
+    """8 bytes that stand for a journey's version and what it says."""
+    text = f"{journey.id}\0{journey.version}\0".encode()
+    return blake2b(text + body_digest(journey), digest_size=8).digest()
+
+
+class Views:
+    """The views of a partition, found by the rules they use."""
+
+    __slots__ = ("all", "by_rule")
+
+    def __init__(self, views: Iterable[View] = ()) -> None:
+        self.all = tuple(views)
+        self.by_rule: dict[bytes, tuple[View, ...]] = {}
+        for view in self.all:
+            for rule in view.rules:
+                self.by_rule[rule] = (*self.by_rule.get(rule, ()), view)
+
+    def concerned(self, rules: Iterable[bytes]) -> list[View]:
+        """The views that use any of *rules*, each once."""
+        found: dict[bytes, View] = {}
+        for rule in rules:
+            for view in self.by_rule.get(rule, ()):
+                found[view.id] = view
+        return list(found.values())
+
+
+def group_key(group: str | None) -> bytes:
+    """The 8 bytes of a group in keys; None is everyone."""
+    return EVERYONE if group is None else h8(group)
+
+
+def index_prefix(view: bytes, group: bytes, stage: int | None = None) -> bytes:
+    """The beginning of the index keys of a view and group, and of a furthest stage when given."""
+    head = INDEX + view + group
+    return head if stage is None else head + bytes((stage,))
+
+
+def index_key(view: bytes, group: bytes, progress: Progress, name: bytes) -> bytes:
+    """The index key of a person whose furthest stage is the last of *progress*, which is not empty."""
+    return INDEX + view + group + bytes((len(progress),)) + progress[-1].at + name
+
+
+def split_index_key(key: bytes) -> tuple[int, bytes, str]:
+    """`(furthest stage, its reach moment, name)` of an index key."""
+    return key[_INDEX_HEAD], key[_INDEX_HEAD + 1 : _INDEX_HEAD + 9], key[_INDEX_HEAD + 9 :].decode()
+
+
+def cell_key(view: bytes, group: str, cell: Cell) -> bytes:
+    """The key of a total; *group* "" is everyone."""
+    kind, stage, bucket = cell
+    return TOTAL + _CELL.pack(view, EVERYONE if not group else h8(group), kind.encode(), stage, bucket)
+
+
+def cell_value(count: int, group: str) -> bytes:
+    """The value of a total: the absolute count, and the group in words."""
+    return _COUNT.pack(count) + group.encode()
+
+
+def split_cell(key: bytes, value: bytes) -> tuple[bytes, str, Cell, int]:
+    """`(view, group, cell, count)` of a total as written."""
+    view, _, kind, stage, bucket = _CELL.unpack(key[1:])
+    return view, value[_COUNT.size :].decode(), (kind.decode(), stage, bucket), _COUNT.unpack_from(value)[0]
