@@ -30,7 +30,7 @@ from .merge import ContactMerge
 from .profile import ContactProfile, plain
 from .sentences import broken, lowered
 from .times import DAY_MS, EPOCH, datetime_ms, format_ms, parse_ms
-from .wire import MAX_BYTES, MAX_DEPTH, OnTheWire
+from .wire import MAX_BYTES, MAX_DEPTH, MAX_ID, OnTheWire
 
 PLAIN_BYTES = 2 * MAX_DEPTH  # so short a record cannot be nested too deep
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what a bound decode function may raise
@@ -129,8 +129,10 @@ def decode_activity(raw: bytes) -> WireActivity:
     return activity
 
 
-def explain_activity(raw: bytes) -> Refused:
-    """Why *raw*, which `activity_decoder` refused, is no activity."""
+def explain_activity(raw: bytes | None) -> Refused:
+    """Why *raw*, which `activity_decoder` refused, is no activity. None: a record without a value."""
+    if raw is None:
+        return Refused("empty_value", "the value is null; an activity needs one")
     return _explain(Activity, raw, None)
 
 
@@ -174,6 +176,19 @@ def decode_profile(key: bytes | None, raw: bytes) -> WireProfile:
     except (*DECODE_ERRORS, ValueError) as error:
         raise _explain(ContactProfile, raw, error) from None
     return WireProfile(profile.contact_id, tuple(profile.groups), profile.attributes, _in_range(profile.at))
+
+
+def decode_contact_key(key: bytes | None) -> str:
+    """The contact that a record without a value means (an erasure). Raises `Refused`."""
+    if not key:
+        raise Refused("missing_key", "the record has neither key nor value; an erasure names its contact in the key")
+    try:
+        contact_id = key.decode()
+    except UnicodeDecodeError as error:
+        raise Refused("bad_key", f"the key is not UTF-8 (byte {error.start}); write the contact id in UTF-8") from None
+    if len(contact_id) > MAX_ID:
+        raise Refused("too_long", f"the key has {len(contact_id)} characters; a contact id has at most {MAX_ID}")
+    return contact_id
 
 
 # -- what all facts share -------------------------------------------------------------------------------------------------
