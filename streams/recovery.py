@@ -1,0 +1,171 @@
+"""Recovery: from an assignment to partitions that serve, by joining each changelog partition into its store.
+
+Decides from positions, never from the offsets of records: a compacted log may end without a record. Never lets a partition serve before it has read its
+changelog to the end, and never lets a partition of an older assignment go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from time import monotonic
+from typing import Any, TypeVar
+
+from aiokafka.errors import IllegalStateError
+from faust.tables import recovery as stock
+from faust.types import TP
+from mode import Service
+
+T = TypeVar("T")
+
+
+class Recovery(stock.Recovery):
+    """Faust's recovery, its two loops replaced.
+
+    Faust waits for a record at the last offset (for ever, in a compacted log), applies a record of an unknown partition to the table seen before,
+    swallows every exception of a table, and crashes when a store is ahead of its changelog.
+    """
+
+    opened: set[int]
+    """Partitions that are open in this process: `Partitions.open` was called and `Partitions.close` was not."""
+
+    def __init__(self, app: Any, tables: Any, **kwargs: Any) -> None:
+        super().__init__(app, tables, **kwargs)
+        self.opened = set()
+        self.recovered_records = 0
+        self._targets: dict[TP, int] = {}
+        self._stale: dict[int, set[bytes]] = {}
+        self._caught_up = asyncio.Event()
+
+    # -- the way from an assignment to serving
+
+    @Service.task
+    async def _restart_recovery(self) -> None:
+        while not self.should_stop:
+            if await self.wait_for_stopped(self.signal_recovery_start):
+                return
+            self.signal_recovery_start.clear()
+            try:
+                await self._take_over(self._generation_id)
+            except (stock.RebalanceAgain, IllegalStateError) as exc:
+                self.log.info("recovery is overtaken by another rebalance: %r", exc)
+            except stock.ServiceStopped:
+                return
+
+    @Service.task
+    async def _slurp_changelogs(self) -> None:
+        """Nothing: records come by `on_records`."""
+
+    @Service.task
+    async def _publish_stats(self) -> None:
+        """Nothing: `_take_over` logs what it does."""
+
+    async def _take_over(self, generation: int) -> None:
+        """One assignment: open, seek, read the owned changelogs to their end, activate, read the sources. Raises `RebalanceAgain` when it is over."""
+        app, consumer, started = self.app, self.app.consumer, monotonic()
+        self._set_recovery_started()
+        active, standby = set(self.active_tps), set(self.standby_tps) - set(self.active_tps)
+        for tp in sorted(active | standby):
+            if tp.partition not in self.opened:
+                self.opened.add(tp.partition)
+                app.partitions.open(tp.partition)
+        starts, ends = await self._bounds(active | standby)
+        await self._unless_over(consumer.seek_wait(starts))
+        self._targets = {tp: ends[tp] for tp in active}
+        self._stale = {tp.partition: set() for tp in active}
+        self._caught_up.clear()
+        before = self.recovered_records
+        consumer.resume_partitions(active)
+        self._flow()
+        await app._fetcher.maybe_start()
+        if active:
+            await self._unless_over(self._caught_up.wait())
+        consumer.pause_partitions(active)
+        records = self.recovered_records - before
+        self.log.info("recovered %d partitions, %d changelog records, in %.1f s", len(active), records, monotonic() - started)
+        for tp in sorted(active):
+            position = consumer.read_to(tp)
+            app.changelog.begin(tp.partition, generation, ends[tp] if position is None else position.offset)
+            await self._unless_over(app.partitions.activate(tp.partition))
+            app.changelog.heal(tp.partition, self._stale.pop(tp.partition))
+        await self._unless_over(consumer.perform_seek())
+        if app.consumer_generation_id != generation:
+            raise stock.RebalanceAgain
+        await app.on_rebalance_complete.send()
+        self._set_recovery_ended()
+        consumer.resume_partitions({tp for tp in consumer.assignment() if tp not in active})
+        self._flow()
+        self.completed.set()
+        self.tables.on_actives_ready()
+        self.tables.on_standbys_ready()
+        app.on_rebalance_end()
+        self.log.info("serving partitions %s", sorted(tp.partition for tp in active))
+
+    async def _bounds(self, tps: set[TP]) -> tuple[dict[TP, int], dict[TP, int]]:
+        """Where to start reading each changelog partition, and its end. A store ahead of its changelog is wiped: the topic was made anew."""
+        partitions, consumer = self.app.partitions, self.app.consumer
+        earliest = await self._unless_over(consumer.earliest_offsets(*tps))
+        ends = await self._unless_over(consumer.highwaters(*tps))
+        starts = {}
+        for tp in tps:
+            have = partitions.changelog_offset(tp.partition)
+            if have is not None and have >= ends[tp]:
+                self.log.warning("%s: the store is at offset %d, the changelog ends at %d: wiping the store", tp, have, ends[tp])
+                partitions.wipe(tp.partition)
+                have = None
+            starts[tp] = earliest[tp] if have is None else max(have + 1, earliest[tp])
+        return starts, dict(ends)
+
+    def _flow(self) -> None:
+        self.app.flow_control.resume()
+        self.app.consumer.resume_flow()
+
+    async def _unless_over(self, coro: Awaitable[T]) -> T:
+        """The result of *coro*. Raises `RebalanceAgain` when another assignment starts first, `ServiceStopped` when the worker stops."""
+        task = asyncio.ensure_future(coro)
+        result = await self.wait_first(task, self.signal_recovery_start)
+        if result.stopped:
+            task.cancel()
+            raise stock.ServiceStopped
+        if not task.done():
+            task.cancel()
+            raise stock.RebalanceAgain
+        return task.result()
+
+    # -- called by the consumer
+
+    def on_records(self, tp: TP, records: list[Any]) -> None:
+        """Records of a changelog partition, owned or standby, in order. Those of a partition that was taken away meanwhile are dropped."""
+        if tp.partition not in self.opened:
+            return
+        stale = self.app.partitions.recover(tp.partition, records, records[-1].offset)
+        if stale and tp.partition in self._stale:
+            self._stale[tp.partition].update(stale)
+        self.recovered_records += len(records)
+
+    def on_positions(self) -> None:
+        """The consumer has handed over all it took. Recovery is done when every owned changelog is read to its end: to the offset that the broker listed, and
+        to the end that its last fetch named, since there are brokers (Tansu) that list an end too low."""
+        if self._caught_up.is_set():
+            return
+        consumer = self.app.consumer
+        for tp, end in self._targets.items():
+            position = consumer.read_to(tp)
+            if position is None or position.highwater is None or position.offset < max(end, position.highwater):
+                return
+        self._caught_up.set()
+
+    async def close_partitions(self) -> None:
+        """Revoked, or the worker stops: closes every partition, so that its lock is free and nothing of it goes on."""
+        self._targets = {}
+        for partition in sorted(self.opened):
+            self.app.changelog.end(partition)
+        for partition in sorted(self.opened):
+            await self.app.partitions.close(partition)
+            self.opened.discard(partition)
+        producer = self.app.producer._producer
+        if producer is not None:  # what is sent already should lie before what the next owner reads
+            await asyncio.wait([asyncio.ensure_future(producer.flush())], timeout=2.0)
+
+    def flush_buffers(self) -> None:
+        """Nothing is buffered."""
