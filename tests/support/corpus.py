@@ -1,0 +1,351 @@
+"""Records that must be rejected, each with its reason, and odd ones that must be taken: deterministic, never sends anything itself.
+
+A reason is a regular expression (case ignored) that the sentence of the refusal, its code or its path has to contain.
+Topics are named without prefix: "activities", "contact-merges", "contacts".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+AT = "2026-01-02T03:04:05.678Z"
+AT_MS = 1_767_323_045_678
+FAR = "2999-01-01T00:00:00Z"
+FAR_MS = 32_472_144_000_000
+MIB = 1 << 20
+Headers = tuple[tuple[str, bytes], ...]
+
+OPTIONAL_TEXT = [
+    "page",
+    "url",
+    "channel",
+    "form",
+    "email",
+    "value",
+    "title",
+    "utm_source",
+    "utm_content",
+    "language",
+    "referrer",
+]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A record as it goes to the broker. `key` and `value` may be None, as Kafka allows."""
+
+    name: str
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+@dataclass(frozen=True)
+class Bad(Sent):
+    """A record that must end on the rejected topic, with a reason that matches `reason`."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Good(Sent):
+    """A record in strange clothes that must be taken, and what it says: `contact_id` and `at_ms`."""
+
+    contact_id: str = ""
+    at_ms: int = AT_MS
+
+
+# -- well-formed records to spoil -----------------------------------------------------------------------------------------
+
+
+def activity(**changes: Any) -> dict[str, Any]:
+    return {"id": "a-1", "contact_id": "c-1", "type": "pagevisit", "at": AT, "page": "/x"} | changes
+
+
+def merge(**changes: Any) -> dict[str, Any]:
+    return {"id": "m-1", "from": "v-1", "into": "c-1", "at": AT} | changes
+
+
+def profile(**changes: Any) -> dict[str, Any]:
+    return {"contact_id": "c-1", "groups": ["smb"], "attributes": {"name": "Ada"}, "at": AT} | changes
+
+
+FACTS = {"activities": activity, "contact-merges": merge, "contacts": profile}
+REQUIRED = {
+    "activities": ("contact_id", "type", "at"),
+    "contact-merges": ("from", "into", "at"),
+    "contacts": ("contact_id", "at"),
+}
+IDS = {"activities": ("contact_id",), "contact-merges": ("from", "into"), "contacts": ("contact_id",)}
+
+
+def without(fact: dict[str, Any], name: str) -> dict[str, Any]:
+    return {k: v for k, v in fact.items() if k != name}
+
+
+def raw(fact: Any) -> bytes:
+    return json.dumps(fact, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+# -- what can be wrong ----------------------------------------------------------------------------------------------------
+
+WRONG_TYPES: dict[str, Any] = {
+    "integer": 7,
+    "float": 7.5,
+    "true": True,
+    "list": ["x"],
+    "object": {"x": 1},
+}
+
+NOT_JSON: dict[str, bytes] = {
+    "empty": b"",
+    "blank": b"  \n ",
+    "a word": b"hello",
+    "a zero byte": b"\x00",
+    "binary": bytes(range(256)),
+    "invalid UTF-8": b'{"contact_id":"\xff\xfe","type":"pagevisit","at":"%s"}' % AT.encode(),
+    "overlong UTF-8": b'{"contact_id":"\xc0\xaf","type":"pagevisit","at":"%s"}' % AT.encode(),
+    "UTF-8 of a surrogate": b'{"contact_id":"\xed\xa0\x80","type":"pagevisit","at":"%s"}' % AT.encode(),
+    "latin-1": '{"contact_id":"Zoë","type":"pagevisit","at":"2026-01-02T03:04:05Z"}'.encode("latin-1"),
+    "UTF-16": raw(activity()).decode().encode("utf-16"),
+    "UTF-32": raw(activity()).decode().encode("utf-32"),
+    "single quotes": b"{'contact_id': 'c-1'}",
+    "no quotes": b"{contact_id: c-1}",
+    "a comment": b'{"contact_id":"c-1" /* who */}',
+    "XML": b"<activity><contact_id>c-1</contact_id></activity>",
+    "CSV": b"c-1,pagevisit,2026-01-02",
+    "a control character in a string": b'{"contact_id":"c\n1"}',
+    "a bad escape": b'{"contact_id":"\\x41"}',
+    "a short unicode escape": b'{"contact_id":"\\u12"}',
+    "a leading zero": b'{"at":01}',
+    "a plus sign": b'{"at":+1}',
+    "hexadecimal": b'{"at":0x10}',
+    "gzip": bytes.fromhex("1f8b0800000000000003") + b"\xab\x56\x4a",
+    "Avro framing": b"\x00\x00\x00\x00\x01" + raw(activity()),
+}
+
+OTHER_JSON: dict[str, bytes] = {
+    "null": b"null",
+    "true": b"true",
+    "a number": b"42",
+    "a string": b'"c-1"',
+    "an empty list": b"[]",
+    "a list": b"[1,2,3]",
+}
+
+BAD_TIMES: dict[str, Any] = {
+    "null": None,
+    "empty": "",
+    "a word": "yesterday",
+    "a date only": "2026-01-02",
+    "a time only": "03:04:05Z",
+    "no offset": "2026-01-02T03:04:05",
+    "month 13": "2026-13-02T03:04:05Z",
+    "day 30 of February": "2026-02-30T03:04:05Z",
+    "hour 25": "2026-01-02T25:04:05Z",
+    "minute 60": "2026-01-02T03:60:05Z",
+    "offset of 99 hours": "2026-01-02T03:04:05+99:00",
+    "American": "01/02/2026 03:04 AM",
+    "RFC 2822": "Fri, 02 Jan 2026 03:04:05 GMT",
+    "a week date": "2026-W01-5T03:04:05Z",
+    "milliseconds as text": "1767323045678x",
+    "true": True,
+    "false": False,
+    "a fraction": 1767323045.678,
+    "a list": [AT],
+    "an object": {"ms": AT_MS},
+    "beyond 64 bits": 10**30,
+    "below 64 bits": -(10**30),
+}
+
+
+def _bad() -> Iterator[Bad]:
+    for topic, fact in FACTS.items():
+
+        def bad(name: str, value: bytes | None, reason: str, topic: str = topic, **more: Any) -> Bad:
+            return Bad(
+                name=f"{topic}: {name}", topic=topic, key=more.pop("key", b"c-1"), value=value, reason=reason, **more
+            )
+
+        good = raw(fact())
+        # the bytes
+        for name, value in NOT_JSON.items():
+            yield bad(f"not JSON, {name}", value, "json|utf-8")
+        yield bad("a byte order mark", b"\xef\xbb\xbf" + good, "json|utf-8")
+        yield bad("two values", good + good, "json")
+        yield bad("a trailing comma", good[:-1] + b",}", "json")
+        yield bad("rubbish behind", good + b" x", "json")
+        for cut in (1, 2, len(good) // 2, len(good) - 1):
+            yield bad(f"cut after {cut} bytes", good[:cut], "json")
+        yield bad("NaN in an unknown field", good[:-1] + b',"score":NaN}', "json")
+        yield bad("Infinity in an unknown field", good[:-1] + b',"score":-Infinity}', "json")
+        yield bad(
+            "a lone surrogate in an unknown field", good[:-1] + b',"note":"\\ud800"}', "json|surrogate|utf-8|unicode"
+        )
+        yield bad("lists 100,000 deep", good[:-1] + b',"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "json|deep|nest")
+        yield bad("objects 100,000 deep", b'{"x":' * 100_000 + b"1" + b"}" * 100_000, "json|deep|nest")
+        yield bad("unclosed 500,000 deep", b"[" * 500_000, "json|deep|nest|object")
+        # the shape
+        for name, value in OTHER_JSON.items():
+            yield bad(f"{name} instead of an object", value, "object")
+        yield bad("an empty object", b"{}", "|".join(REQUIRED[topic]))
+        # the size
+        yield bad("2 MiB in an unknown field", raw(fact(note="x" * 2 * MIB)), "1 MiB|1048576|1,048,576")
+        yield bad("2 MiB that are not JSON", b"x" * (2 * MIB), "1 MiB|1048576|1,048,576")
+        yield bad("one byte over 1 MiB", good[:-1] + b" " * (MIB - len(good)) + b" }", "1 MiB|1048576|1,048,576")
+        # required fields and ids
+        for field in REQUIRED[topic]:
+            yield bad(f"{field} missing", raw(without(fact(), field)), rf"\b{field}\b")
+            yield bad(f"{field} misspelt", raw(without(fact(), field) | {field.upper(): "c-1"}), rf"\b{field}\b")
+        for field in IDS[topic]:
+            yield bad(f"{field} null", raw(fact(**{field: None})), rf"\b{field}\b")
+            yield bad(f"{field} empty", raw(fact(**{field: ""})), rf"\b{field}\b")
+            yield bad(f"{field} of 201 characters", raw(fact(**{field: "c" * 201})), rf"\b{field}\b|200")
+            yield bad(f"{field} of 201 emoji", raw(fact(**{field: "🙂" * 201})), rf"\b{field}\b|200")
+            yield bad(f"{field} of 100,000 characters", raw(fact(**{field: "c" * 100_000})), rf"\b{field}\b|200")
+            escaped = good.replace(
+                b'"%s":"%s"' % (field.encode(), str(fact()[field]).encode()), b'"%s":"\\ud800"' % field.encode()
+            )
+            yield bad(f"{field} a lone surrogate", escaped, "json|surrogate|utf-8|unicode")
+            for name, wrong in WRONG_TYPES.items():
+                yield bad(f"{field} {name}", raw(fact(**{field: wrong})), rf"\b{field}\b")
+        if topic != "contacts":
+            yield bad("id of 201 characters", raw(fact(id="i" * 201)), r"\bid\b|200")
+            for name, wrong in WRONG_TYPES.items():
+                yield bad(f"id {name}", raw(fact(id=wrong)), r"\bid\b")
+        # times
+        for name, at in BAD_TIMES.items():
+            yield bad(f"at {name}", raw(fact(at=at)), r"\bat\b|time")
+        yield bad("at NaN", good.replace(b'"%s"' % AT.encode(), b"NaN"), "json")
+        yield bad("at in the year 2999", raw(fact(at=FAR)), "future|ahead")
+        yield bad("at in the year 2999, as an integer", raw(fact(at=FAR_MS)), "future|ahead")
+        yield bad("at in microseconds", raw(fact(at=AT_MS * 1000)), r"future|ahead|\bat\b|time")
+        # headers and keys do not excuse
+        yield bad(
+            "a good key with a bad value", b"?", "json", key=b"c-1", headers=(("trace", b"\xff\x00"), ("trace", b"2"))
+        )
+        yield bad("no key and a bad value", b"?", "json", key=None)
+        yield bad("a key that is not UTF-8 and a bad value", b"?", "json", key=b"\xff\xfe")
+
+    for topic in ("activities", "contact-merges"):
+        yield Bad(f"{topic}: null value", topic, b"c-1", None, reason="json|null|empty")
+        yield Bad(f"{topic}: no key, null value", topic, None, None, reason="json|null|empty")
+
+    def act(name: str, reason: str, **changes: Any) -> Bad:
+        return Bad(f"activities: {name}", "activities", b"c-1", raw(activity(**changes)), reason=reason)
+
+    for field in OPTIONAL_TEXT:
+        for name, wrong in WRONG_TYPES.items():
+            yield act(f"{field} {name}", rf"\b{field}\b", **{field: wrong})
+    yield act("type null", r"\btype\b", type=None)
+    yield act("type empty", r"\btype\b", type="")
+    yield act("type of 251 characters", r"\btype\b|250", type="t" * 251)
+    for name, wrong in WRONG_TYPES.items():
+        yield act(f"type {name}", r"\btype\b", type=wrong)
+
+    def mrg(name: str, reason: str, **changes: Any) -> Bad:
+        return Bad(f"contact-merges: {name}", "contact-merges", b"v-1", raw(merge(**changes)), reason=reason)
+
+    itself = r"itself|same|\binto\b"
+    yield mrg("a contact into itself", itself, into="v-1")
+    yield mrg("a contact into itself, without id", itself, id=None, into="v-1")
+    yield mrg("a contact of 200 characters into itself", itself, **{"from": "v" * 200, "into": "v" * 200})
+
+    def prf(name: str, reason: str, **changes: Any) -> Bad:
+        return Bad(f"contacts: {name}", "contacts", b"c-1", raw(profile(**changes)), reason=reason)
+
+    for name, wrong in {"a string": "smb", "integer": 7, "true": True, "an object": {"smb": 1}}.items():
+        yield prf(f"groups {name}", r"\bgroups\b", groups=wrong)
+    for name, wrong in {"integer": 7, "null": None, "a list": ["x"], "true": True}.items():
+        yield prf(f"a group {name}", r"\bgroups\b", groups=["smb", wrong])
+    for name, wrong in {"a string": "Ada", "integer": 7, "true": True, "a list": [["name", "Ada"]]}.items():
+        yield prf(f"attributes {name}", r"\battributes\b", attributes=wrong)
+    yield Bad("contacts: erasure without key", "contacts", None, None, reason=r"\bkey\b|contact_id")
+    yield Bad("contacts: erasure with an empty key", "contacts", b"", None, reason=r"\bkey\b|contact_id")
+    yield Bad(
+        "contacts: erasure with a key that is not UTF-8",
+        "contacts",
+        b"\xff\xfe",
+        None,
+        reason=r"\bkey\b|contact_id|utf-8",
+    )
+    yield Bad(
+        "contacts: erasure with a key of 201 characters", "contacts", b"c" * 201, None, reason=r"\bkey\b|contact_id|200"
+    )
+
+
+def _good() -> Iterator[Good]:
+    def act(
+        name: str, who: str, at_ms: int = AT_MS, *, key: bytes | None = b"?", headers: Headers = (), **changes: Any
+    ) -> Good:
+        fact = activity(id=f"good {name}", contact_id=who) | changes
+        sent_key = who.encode() if key == b"?" else key
+        return Good(f"activities: {name}", "activities", sent_key, raw(fact), headers, contact_id=who, at_ms=at_ms)
+
+    yield act("no key", "strange-1", key=None)
+    yield act("an empty key", "strange-2", key=b"")
+    yield act("the key of another contact", "strange-3", key=b"somebody else")
+    yield act("a key that is not UTF-8", "strange-4", key=b"\xff\xfe\x00")
+    yield act("unknown extra fields", "strange-5", score=1.5e300, deep={"a": [{"b": [None, True]}]}, **{"": 1})
+    yield act("a type in capitals", "strange-6", type="PAGEVISIT")
+    yield act("a type in mixed case", "strange-7", type="PageVisit")
+    yield act("a custom type", "strange-8", type="Sample File/Download 🙂")
+    yield act("milliseconds", "strange-9", at=AT_MS)
+    yield act("offset +02:00", "strange-10", at="2026-01-02T05:04:05.678+02:00")
+    yield act("offset -11:30", "strange-11", at="2026-01-01T15:34:05.678-11:30")
+    yield act("microseconds are cut", "strange-12", at="2026-01-02T03:04:05.678999Z")
+    yield act("no fraction", "strange-13", AT_MS - 678, at="2026-01-02T03:04:05Z")
+    yield act("the epoch", "strange-14", 0, at=0)
+    yield act("before 1970", "strange-15", -1, at=-1)
+    yield act("all optional fields null", "strange-16", **dict.fromkeys(OPTIONAL_TEXT))
+    yield act("all optional fields set", "strange-17", **dict.fromkeys(OPTIONAL_TEXT, "x"))
+    yield act("id null", "strange-18", id=None)
+    yield act("ids of 200 characters", "é" * 200, id="i" * 200)
+    yield act("an id of 200 emoji", "🙂" * 200)
+    yield act("an id with spaces and quotes", ' "quoted" \\ \t')
+    yield act("an id with a zero byte", "a\x00b")
+    yield act("an id that looks like a path", "../../etc/passwd")
+    yield act("a type of 250 characters", "strange-19", type="t" * 250)
+    yield act("headers that are not text", "strange-20", headers=(("a", b"\xff"), ("a", b""), ("ü", b"1")))
+    yield act("a long unknown field", "strange-21", note="x" * 900_000)
+    yield act("an emoji page", "strange-22", page="/🙂/İ/ß")
+    plain = raw(activity(id="good without id", contact_id="strange-23"))
+    yield Good(
+        "activities: white space around", "activities", b"x", b" \r\n\t" + plain + b"\n", contact_id="strange-23"
+    )
+    escapes = b'{"id":"g\\u0031","contact_id":"\\u0073trange-24","type":"page\\u0056isit","at":"' + AT.encode() + b'"}'
+    yield Good("activities: escapes", "activities", b"x", escapes, contact_id="strange-24")
+    pair = b'{"id":"g2","contact_id":"\\ud83d\\ude42","type":"pagevisit","at":"' + AT.encode() + b'"}'
+    yield Good("activities: a surrogate pair", "activities", b"x", pair, contact_id="🙂")
+    exact = raw(activity(id="g3", contact_id="strange-25"))
+    exact = exact[:-1] + b" " * (MIB - len(exact)) + b"}"
+    yield Good("activities: exactly 1 MiB", "activities", b"x", exact, contact_id="strange-25")
+
+    def mrg(name: str, who: str, key: bytes | None, **changes: Any) -> Good:
+        fact = merge(**({"id": f"good {name}", "from": who, "into": "strange-1"} | changes))
+        return Good(f"contact-merges: {name}", "contact-merges", key, raw(fact), contact_id=who)
+
+    yield mrg("no key", "strange-v1", None)
+    yield mrg("the key of the other side", "strange-v2", b"strange-1")
+    yield mrg("unknown extra fields", "strange-v3", b"strange-v3", reason="login", n=[1])
+    yield mrg("milliseconds", "strange-v4", b"strange-v4", at=AT_MS)
+    yield mrg("id null", "strange-v5", b"strange-v5", id=None)
+
+    def prf(name: str, who: str, key: bytes | None, **changes: Any) -> Good:
+        return Good(
+            f"contacts: {name}", "contacts", key, raw(profile(**({"contact_id": who} | changes))), contact_id=who
+        )
+
+    yield prf("no key", "strange-p1", None)
+    yield prf("the key of another contact", "strange-p2", b"somebody else")
+    yield prf("unknown extra fields", "strange-p3", b"strange-p3", source="crm")
+    yield prf("no groups", "strange-p4", b"strange-p4", groups=[])
+    yield prf("nested attributes", "strange-p5", b"strange-p5", attributes={"a": {"b": [1, None, 2.5]}})
+
+
+BAD: tuple[Bad, ...] = tuple(_bad())
+GOOD: tuple[Good, ...] = tuple(_good())
