@@ -159,8 +159,15 @@ class Batch:
 
     def activities(self, hits: Mapping[str, list[tuple[bytes, bytes]]], ids: Mapping[bytes, str]) -> None:
         """Hits of contacts of this partition: contact -> [(rule key, hit)]; *ids* gives the activity's id for each hit."""
+        done, load, persons = self._decision.records, self._load, self._persons
         for contact, new in hits.items():
-            person = self._persons.get(contact) or self._person(contact)
+            key = records.EVIDENCE + contact.encode()
+            if contact not in persons and key not in done:
+                record = load(key)
+                if record is None or records.is_plain(record):
+                    self._plain(contact, key, record, new, ids)
+                    continue
+            person = persons.get(contact) or self._person(contact)
             if person.pointer is not None:
                 joined = Evidence()
                 for rule, hit in new:
@@ -169,16 +176,42 @@ class Batch:
                 self._send(Join(person.pointer, joined.hits, cause_id=theirs[new[-1][1]], ids=theirs))
                 continue
             erased_at_ms = person.head[2]
-            add, rules = person.evidence.add, person.rules
             for rule, hit in new:
                 if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
                     continue
-                if add(rule, hit):
-                    rules.add(rule)
+                if person.evidence.add(rule, hit):
+                    person.rules.add(rule)
                     person.ids[hit] = ids[hit]
                     if person.cause == ACTIVITY:
                         person.cause_id = ids[hit]
         self._drain()
+
+    def _plain(
+        self, contact: str, key: bytes, record: bytes | None, new: list[tuple[bytes, bytes]], ids: Mapping[bytes, str]
+    ) -> None:
+        """The common case, `_flush` without what it does not need: a holder without identity, touched by activities alone."""
+        evidence = Evidence() if record is None else records.decode_evidence(record)[0]
+        hits = evidence.hits
+        before_hits, before_marked = hits.copy(), evidence.marked
+        add = evidence.add
+        changed = [fact for fact in new if add(*fact)]
+        if not changed:
+            return
+        by_rule = self._views.by_rule
+        rule, last = changed[-1]
+        concerned: Iterable[View] = by_rule.get(rule, ()) if len(changed) == 1 else self._views.concerned(r for r, _ in changed)
+        for view in concerned:
+            after, before = view.project(hits), view.project(before_hits)
+            if after == before and not evidence.marked:
+                continue
+            holder = key[1:]
+            if view.announces(holder):
+                arrived = {hit: ids[hit] for _, hit in changed}
+                self._announce(view, [(contact, before)], contact, after, ACTIVITY, ids[last], arrived)
+            if view.includes(holder):
+                self._place(view, contact, (contact, (), before, bool(before_marked & view.rules)), -1)
+                self._place(view, contact, (contact, (), after, bool(evidence.marked & view.rules)), 1)
+        self._decision.records[key] = records.encode_evidence(evidence, False)
 
     def deliver(self, message: Message) -> None:
         """A message for a contact of this partition; what it sends on within the partition is handled at once."""
@@ -210,7 +243,7 @@ class Batch:
             before = predecessor.project(person.evidence.hits) if predecessor is not None else ()
             self._announce(view, [(name, before)], name, after, EDIT, None, {})
             marked = bool(person.evidence.marked and person.evidence.marked & view.rules)
-            self._place(view, person, (name, groups, after, marked), 1)
+            self._place(view, person.contact, (name, groups, after, marked), 1)
 
     def restore(self, changed: Mapping[str, tuple[bytes | None, bytes | None]]) -> None:
         """Takes over records as the changelog has them: contact -> (evidence record, identity record). For silent batches: views follow."""
@@ -239,7 +272,8 @@ class Batch:
         if person is not None:
             return person
         person = self._persons[contact] = _Person(contact)
-        record = self._load(records.EVIDENCE + person.key)
+        key = records.EVIDENCE + person.key
+        record = self._decision.records[key] if key in self._decision.records else self._load(key)
         if record is not None:
             person.pointer = records.pointer_of(record)
             if person.pointer is not None:
@@ -303,6 +337,7 @@ class Batch:
             self._join_merges(person, identity, new)
         elif place(message.other) < place(person.contact):
             self._flush(person)
+            self._show(person)
             identity.join(merges=new)
             self._hand_over(person, identity, message.other, message.cause_id)
         else:
@@ -372,8 +407,8 @@ class Batch:
                 was = shown.name, shown.groups, before, bool(shown.marked & view.rules)
                 now = name, groups, after, bool(evidence.marked & view.rules)
                 if was != now:
-                    self._place(view, person, was, -1)
-                    self._place(view, person, now, 1)
+                    self._place(view, person.contact, was, -1)
+                    self._place(view, person.contact, now, 1)
         has_identity = person.has_identity()
         if person.renamed and has_identity:  # before the evidence that says there is one
             record = records.encode_identity(person.whole())
@@ -381,15 +416,14 @@ class Batch:
                 self._decision.records[records.IDENTITY + person.key] = person.raw_identity = record
         self._decision.records[records.EVIDENCE + person.key] = records.encode_evidence(evidence, has_identity)
         person.rules, person.renamed, person.parts = set(), False, []
-        self._show(person)
 
     def _withdraw(self, person: _Person, shown: _Shown) -> None:
         for view in self._views.concerned(shown.hits):
             if view.includes(person.key):
                 before = view.project(shown.hits)
-                self._place(view, person, (shown.name, shown.groups, before, bool(shown.marked & view.rules)), -1)
+                self._place(view, person.contact, (shown.name, shown.groups, before, bool(shown.marked & view.rules)), -1)
 
-    def _place(self, view: View, person: _Person, at: tuple[str, tuple[str, ...], Progress, bool], count: int) -> None:
+    def _place(self, view: View, holder: str, at: tuple[str, tuple[str, ...], Progress, bool], count: int) -> None:
         """Adds (*count* 1) or takes away (-1) what a person contributes to a view: index entries and totals."""
         name, groups, progress, marked = at
         cells = contribution(progress)
@@ -398,7 +432,7 @@ class Batch:
         if not cells:
             return
         key = name.encode()
-        value = None if count < 0 else b"" if name == person.contact else person.key
+        value = None if count < 0 else b"" if name == holder else holder.encode()
         entries, totals = self._decision.entries, self._decision.totals.setdefault(view.id, {})
         for group in ("", *groups):
             if progress:

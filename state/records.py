@@ -63,6 +63,11 @@ def pointer_of(record: bytes) -> str | None:
     return record[2:].decode() if record[1] & ALIAS else None
 
 
+def is_plain(record: bytes) -> bool:
+    """Whether an evidence record is that of a holder without an identity record."""
+    return record[1] == 0
+
+
 def decode_evidence(record: bytes) -> tuple[Evidence, bool]:
     """A holder's evidence, and whether it has an identity record beside it."""
     version, flags, n = _HEAD.unpack_from(record)
