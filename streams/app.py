@@ -68,6 +68,7 @@ def build_app(
         group,
         broker=f"{transport.SCHEME}://{first.split(',')[0]}",  # names the transport; its clients take kafka_options
         TableManager=TableManager,
+        broker_client_id=group,
         datadir=str(data_dir),
         canonical_url=url,
         web_enabled=False,

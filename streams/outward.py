@@ -12,7 +12,7 @@ from typing import Any
 import aiokafka
 
 from streams.partitioner import partition_of
-from streams.transport import new_producer
+from streams.transport import start_producer
 
 Header = tuple[str, bytes]
 Outgoing = tuple[int | None, bytes | None, bytes | None, list[Header], int]
@@ -29,8 +29,7 @@ class Outward:
         self._keyless = 0
 
     async def start(self) -> None:
-        self._producer = new_producer(self._options, self._client_id)
-        await self._producer.start()
+        self._producer = await start_producer(self._options, self._client_id)
 
     async def stop(self) -> None:
         """Sends what is waiting, then closes the connections."""

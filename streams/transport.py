@@ -7,18 +7,22 @@ Register it with `install()`, then use a broker URL with the scheme `SCHEME`. Ev
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import aiokafka
+from aiokafka.errors import ClusterAuthorizationFailedError, UnknownError
 from faust.serializers.schemas import Schema
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
 from streams.fetch import Fetched, FetchThread, Position, RebalanceListener
+
+log = logging.getLogger(__name__)
 
 SCHEME = "waypost"
 CHUNK_RECORDS = 4000
@@ -286,21 +290,33 @@ class Consumer(driver.Consumer):
 class Producer(driver.Producer):
     """Faust's producer, used for the changelog: idempotent, acknowledged by all replicas, with room for 16 MiB."""
 
-    def _new_producer(self, transactional_id: str | None = None) -> aiokafka.AIOKafkaProducer:
-        return new_producer(self.app.kafka_options, client_id=self.client_id)
+    async def on_start(self) -> None:
+        self._producer = await start_producer(self.app.kafka_options, client_id=self.client_id)
 
 
-def new_producer(kafka_options: Mapping[str, Any], client_id: str) -> aiokafka.AIOKafkaProducer:
-    """A producer as every writer here uses it: idempotent, acks of all replicas, no linger. Not started."""
-    return aiokafka.AIOKafkaProducer(
-        **kafka_options,
-        client_id=client_id,
-        acks="all",
-        enable_idempotence=True,
-        linger_ms=0,
-        max_batch_size=MAX_BATCH_BYTES,
-        max_request_size=MAX_REQUEST_BYTES,
-    )
+async def start_producer(kafka_options: Mapping[str, Any], client_id: str) -> aiokafka.AIOKafkaProducer:
+    """A connected producer as every writer here uses it: acks of all replicas, no linger, idempotent where the broker knows how.
+
+    A broker that cannot (the embedded one) or may not (an old ACL) gets a plain one: aiokafka has one request at a time on its way, so order is kept, and a
+    record repeated by a retry changes nothing, since evidence is a join and events have deterministic ids.
+    """
+    options = {
+        **kafka_options, "client_id": client_id, "acks": "all", "linger_ms": 0,
+        "max_batch_size": MAX_BATCH_BYTES, "max_request_size": MAX_REQUEST_BYTES,
+    }  # fmt: skip
+    producer = aiokafka.AIOKafkaProducer(**options, enable_idempotence=True)
+    sender_log = logging.getLogger("aiokafka.producer.sender")
+    sender_log.disabled = True  # it calls the embedded broker's answer an error; whatever it is, it is raised
+    try:
+        await producer.start()
+    except (UnknownError, ClusterAuthorizationFailedError) as exc:
+        log.info("the broker gives no producer ids (%r): writing without", exc)
+        await producer.stop()
+        producer = aiokafka.AIOKafkaProducer(**options)
+        await producer.start()
+    finally:
+        sender_log.disabled = False
+    return producer
 
 
 class Transport(driver.Transport):
