@@ -78,6 +78,6 @@ def murmur2_many(keys: Sequence[bytes]) -> NDArray[np.uint32]:
 
 def _with_giants(keys: Sequence[bytes], lengths: NDArray[np.uint32]) -> NDArray[np.uint32]:
     hashes = murmur2_many([key if len(key) <= _WIDE_BYTES else b"" for key in keys])
-    for i in np.flatnonzero(lengths > _WIDE_BYTES):
+    for i in np.flatnonzero(lengths > _WIDE_BYTES).tolist():
         hashes[i] = murmur2(keys[i])
     return hashes
