@@ -35,6 +35,11 @@ class App(faust.App):
     kafka_options: Mapping[str, Any]
     """Options for every aiokafka client: bootstrap_servers, security_protocol, TLS and SASL."""
 
+    @property
+    def serving(self) -> bool:
+        """True while every partition assigned to this worker is recovered and takes chunks."""
+        return self.tables.actives_ready and not self.rebalancing
+
     def reflected(self, topic: str, partition: int) -> int:
         """See `streams.transport.Consumer.reflected`."""
         return self.consumer.reflected(topic, partition)  # type: ignore[attr-defined,no-any-return]
@@ -60,7 +65,8 @@ def build_app(
     fetch_bytes: int = 1 << 20,
     check_crcs: bool = True,
 ) -> App:
-    """A worker's app, not started. *sources* are the topics delivered in chunks, co-partitioned with *changelog*; *url* is where this worker answers."""
+    """A worker's app, not started. *sources* are the topics delivered in chunks, co-partitioned with *changelog*; *url* is where this worker
+    answers."""
     transport.install()
     host_and_port = kafka_options["bootstrap_servers"]
     first = host_and_port if isinstance(host_and_port, str) else host_and_port[0]
@@ -106,8 +112,8 @@ def build_app(
 async def _feed(stream: Any) -> None:
     """The agent of one source topic: hands each chunk to its partition, and lets Faust commit it once that is done with it.
 
-    `noack`: Faust acknowledges an event whose agent raised. Concurrency 1: chunks of a partition arrive in order. An exception ends the worker, since Faust
-    would restart the agent behind the chunk that failed.
+    `noack`: Faust acknowledges an event whose agent raised. Concurrency 1: chunks of a partition arrive in order. An exception ends the worker,
+    since Faust would restart the agent behind the chunk that failed.
     """
     app = stream.app
     consumer = app.consumer
@@ -131,21 +137,22 @@ class WorkerCrashed(Exception):
     """The worker cannot go on: the reason is the cause. Start it again; what was not done is repeated."""
 
 
-async def run_app(app: App, stop: asyncio.Event) -> None:
-    """Starts *app*, runs until *stop*, stops it within 10 s. Raises `WorkerCrashed`."""
+async def run_app(app: App, stop: asyncio.Event, broken: asyncio.Future[BaseException]) -> None:
+    """Starts *app*, runs until *stop*, stops it within 10 s. Raises `WorkerCrashed` when it, or what is named by *broken*, cannot go on."""
     await app.outward.start()
     starting = asyncio.ensure_future(app.start())
-    waits = {asyncio.ensure_future(stop.wait()), asyncio.ensure_future(app._crashed.wait())}
+    stopping, crashing = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(app._crashed.wait())
     try:
-        await asyncio.wait({starting, *waits}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({starting, stopping, crashing, broken}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and starting.exception() is None:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        crash = app.crash_reason if app._crashed.is_set() else starting.exception() if starting.done() else None
+            await asyncio.wait({stopping, crashing, broken}, return_when=asyncio.FIRST_COMPLETED)
+        crash = app.crash_reason if crashing.done() else None
+        crash = crash or (broken.result() if broken.done() else None) or (starting.exception() if starting.done() else None)
         if crash is not None:
             raise WorkerCrashed(str(crash) or repr(crash)) from crash
     finally:
-        for wait in waits:
-            wait.cancel()
+        for waiting in (starting, stopping, crashing):
+            waiting.cancel()
         await _stop(app)
 
 

@@ -75,8 +75,8 @@ class Changelog:
     async def send(self, partition: int, items: Items) -> asyncio.Future[int | None]:
         """Writes *items* (None is a tombstone) behind all that was sent before. Waits while the producer is full.
 
-        The future gives the last changelog offset once the broker has all of them, None for no items. Raises `Fenced`, here or by the future, when the
-        assignment is over; the future raises what the broker answered otherwise.
+        The future gives the last changelog offset once the broker has all of them, None for no items. Raises `Fenced`, here or by the future, when
+        the assignment is over; the future raises what the broker answered otherwise.
         """
         tenure = await self._owned(partition)
         if not items:

@@ -37,7 +37,8 @@ class Fetched(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where reading stands: every record below `offset` was handed over. `highwater` is the end the broker named last, None before the first fetch."""
+    """Where reading stands: every record below `offset` was handed over. `highwater` is the end the broker named last, None before the first
+    fetch."""
 
     offset: int
     highwater: int | None
@@ -55,9 +56,9 @@ NOTHING = Take({}, {})
 def unpack(part: Any) -> list[Any]:
     """All records of a fetched partition as aiokafka's C records (.offset .timestamp .key .value .headers), batch by batch.
 
-    Does what `PartitionRecords._unpack_records` does one by one: checks CRCs when asked to, skips control batches and the batches of aborted transactions,
-    and leaves `part.next_fetch_offset` after the last batch, so that a log whose last offsets hold no record (compaction, transaction markers) is read to
-    its very end. Raises `CorruptRecordException`.
+    Does what `PartitionRecords._unpack_records` does one by one: checks CRCs when asked to, skips control batches and the batches of aborted
+    transactions, and leaves `part.next_fetch_offset` after the last batch, so that a log whose last offsets hold no record (compaction, transaction
+    markers) is read to its very end. Raises `CorruptRecordException`.
     """
     rows: list[Any] = []
     batches, offset, committed_only = part._records, part.next_fetch_offset, part._isolation_level == READ_COMMITTED
@@ -81,7 +82,8 @@ def unpack(part: Any) -> list[Any]:
 
 
 class FetchThread(driver.AIOKafkaConsumerThread):
-    """aiokafka's consumer in its thread. Differs from Faust's in what it hands over (chunks, positions), in how it pauses, seeks and proves membership."""
+    """aiokafka's consumer in its thread. Differs from Faust's in what it hands over (chunks, positions), in how it pauses, seeks and proves
+    membership."""
 
     _wanted: frozenset[TP] = frozenset()
     _waiter: asyncio.Future[None] | None = None
@@ -132,8 +134,8 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         coordinator._do_heartbeat = heartbeat
 
     def renew_lease(self, at: float) -> None:
-        """The broker has heard from us at *at* (monotonic) or later. A worker that was stopped (SIGSTOP) for longer finds its lease over when it wakes,
-        and writes nothing until a heartbeat tells whether it still owns its partitions."""
+        """The broker has heard from us at *at* (monotonic) or later. A worker that was stopped (SIGSTOP) for longer finds its lease over when it
+        wakes, and writes nothing until a heartbeat tells whether it still owns its partitions."""
         self.member_until = at + self.app.conf.broker_session_timeout - LEASE_MARGIN_S
 
     # -- what is read

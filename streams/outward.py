@@ -40,8 +40,8 @@ class Outward:
     async def send(self, topic: str, records: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Hands *records* to the producer, one record batch a partition (more when they do not fit). Waits while the producer is full.
 
-        The future ends once the broker has acknowledged every one; it raises what the broker answered. Without partition the key decides (Kafka's murmur2);
-        without both, records go round the partitions. Raises `ValueError` for a record that no batch can hold.
+        The future ends once the broker has acknowledged every one; it raises what the broker answered. Without partition the key decides (Kafka's
+        murmur2); without both, records go round the partitions. Raises `ValueError` for a record that no batch can hold.
         """
         producer = self._producer
         if producer is None:

@@ -1,7 +1,7 @@
 """Recovery: from an assignment to partitions that serve, by joining each changelog partition into its store.
 
-Decides from positions, never from the offsets of records: a compacted log may end without a record. Never lets a partition serve before it has read its
-changelog to the end, and never lets a partition of an older assignment go on.
+Decides from positions, never from the offsets of records: a compacted log may end without a record. Never lets a partition serve before it has read
+its changelog to the end, and never lets a partition of an older assignment go on.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ class Recovery(stock.Recovery):
         self.recovered_records += len(records)
 
     def on_positions(self) -> None:
-        """The consumer has handed over all it took. Recovery is done when every owned changelog is read to its end: to the offset that the broker listed, and
-        to the end that its last fetch named, since there are brokers (Tansu) that list an end too low."""
+        """The consumer has handed over all it took. Recovery is done when every owned changelog is read to its end: to the offset that the broker
+        listed, and to the end that its last fetch named, since there are brokers (Tansu) that list an end too low."""
         if self._caught_up.is_set():
             return
         consumer = self.app.consumer

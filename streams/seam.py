@@ -33,11 +33,13 @@ class Partitions(Protocol):
         """Recovery is done and this worker is the owner: start serving."""
 
     async def close(self, partition: int) -> None:
-        """Revoked, or the worker stops: end the pipelines, drop what is in flight, close the RocksDB so that its lock is free. No `done()` afterwards."""
+        """Revoked, or the worker stops: end the pipelines, drop what is in flight, close the RocksDB so that its lock is free. No `done()`
+        afterwards."""
 
     async def submit(self, partition: int, topic: str, records: list[Any], done: Callable[[], None]) -> None:
         """Takes one chunk of one source partition (records: .offset .timestamp .key .value .headers), in order. Waits while the pipeline is full.
         Calls *done* exactly once, when everything that follows from the chunk is durable. May raise `Fenced`."""
 
     def changelog_values(self, partition: int, keys: list[bytes]) -> list[tuple[bytes, bytes | None]]:
-        """The values of *keys* as of the last acknowledged `Changelog.send`: never one that was not sent yet, since stage changes go first (design, section 6)."""
+        """The values of *keys* as of the last acknowledged `Changelog.send`: never one that was not sent yet, since stage changes go first (design,
+        section 6)."""

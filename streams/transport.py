@@ -96,8 +96,8 @@ class Consumer(driver.Consumer):
     def reflected(self, topic: str, partition: int) -> int:
         """The next offset of a source partition whose effect is not yet durable. Everything below is done; 0 when the partition is not read here.
 
-        The oldest chunk in flight decides; with none, the position of the consumer, sampled together with what it handed over. So it reaches the end of the
-        log even where no record is left at the end, and never passes a chunk that is not done.
+        The oldest chunk in flight decides; with none, the position of the consumer, sampled together with what it handed over. So it reaches the
+        end of the log even where no record is left at the end, and never passes a chunk that is not done.
         """
         tp = TP(topic, partition)
         inflight = self._inflight.get(tp)
@@ -297,8 +297,8 @@ class Producer(driver.Producer):
 async def start_producer(kafka_options: Mapping[str, Any], client_id: str) -> aiokafka.AIOKafkaProducer:
     """A connected producer as every writer here uses it: acks of all replicas, no linger, idempotent where the broker knows how.
 
-    A broker that cannot (the embedded one) or may not (an old ACL) gets a plain one: aiokafka has one request at a time on its way, so order is kept, and a
-    record repeated by a retry changes nothing, since evidence is a join and events have deterministic ids.
+    A broker that cannot (the embedded one) or may not (an old ACL) gets a plain one: aiokafka has one request at a time on its way, so order is
+    kept, and a record repeated by a retry changes nothing, since evidence is a join and events have deterministic ids.
     """
     options = {
         **kafka_options, "client_id": client_id, "acks": "all", "linger_ms": 0,

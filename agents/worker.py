@@ -1,0 +1,172 @@
+"""Worker: puts the parts of one worker together and runs them: the Faust app, its partitions, the journeys, the internal HTTP interface.
+
+Wires only. It decides nothing, and it goes on with nothing that failed: a worker that cannot go on ends, and is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from aiohttp import web
+
+from agents import internal, metrics
+from agents.journeys import JourneysReader
+from agents.partition import SOURCES, Context
+from agents.partitions import Partitions
+from state.ledger import Memory
+from state.matching import Matcher
+from streams.app import App, WorkerCrashed, build_app, run_app
+from streams.seam import Fenced
+from streams.settings import Settings, aiokafka_kwargs
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0
+"""A worker that was told to end is gone after so long, whatever still holds it."""
+TOPICS = (*SOURCES, "journeys", "stage-changes", "totals", "rejected")
+CHANGELOG = "evidence-changelog"
+
+
+def _listen(settings: Settings) -> tuple[socket.socket, str]:
+    """The socket of the internal interface, bound, and the URL under which others reach it."""
+    family = socket.AF_INET6 if ":" in settings.worker_host else socket.AF_INET
+    listener = socket.create_server((settings.worker_host, settings.worker_port), family=family)
+    host = f"[{settings.worker_host}]" if family == socket.AF_INET6 else settings.worker_host
+    url = settings.worker_advertised_url or f"http://{host}:{listener.getsockname()[1]}"
+    return listener, url.rstrip("/")
+
+
+async def run_worker(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    started: Callable[[str], None] | None = None,
+    step_done: Callable[[str, int], None] | None = None,
+) -> None:
+    """Runs a worker until *stop* is set. Topics must exist (`waypost topics`).
+
+    *started* is called with the worker's URL once it answers there; its partitions may still recover. *step_done* is the hook of the crash tests.
+    Raises `WorkerCrashed`, and what the broker answers when it cannot be reached at the start.
+    """
+    listener, url = _listen(settings)
+    kafka = aiokafka_kwargs(settings)
+    topics = {short: settings.topic_prefix + short for short in TOPICS}
+    app = build_app(
+        kafka_options=kafka,
+        group=settings.group,
+        sources=[topics[short] for short in SOURCES],
+        changelog=settings.topic_prefix + CHANGELOG,
+        partition_count=settings.partitions,
+        url=url,
+        data_dir=settings.data_dir,
+        instance_id=settings.group_instance_id,
+        session_s=settings.session_timeout_seconds,
+        heartbeat_s=settings.heartbeat_seconds,
+        standby_replicas=settings.standby_replicas,
+    )
+    broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def failed(error: BaseException) -> None:
+        if not isinstance(error, Fenced | asyncio.CancelledError) and not broken.done():
+            log.error("cannot go on: %r", error, exc_info=error)
+            broken.set_result(error)
+
+    context = Context(
+        partitions=settings.partitions,
+        data_dir=settings.data_dir,
+        memory=Memory(settings.memory_mb),
+        topics=topics,
+        outward=app.outward,
+        changelog=app.changelog,
+        now_ms=lambda: time.time_ns() // 1_000_000,
+        failed=failed,
+        ahead_ms=settings.max_future_ms,
+        max_merges=settings.max_merges,
+        matcher=Matcher(()),
+        catalog={},
+        step_done=step_done,
+    )
+    journeys = JourneysReader(topics["journeys"], kafka, lambda catalog: partitions.apply(catalog), failed)  # noqa: PLW0108 made below
+    partitions = Partitions(context, journeys, app.reflected)
+    app.partitions = partitions
+    server = web.AppRunner(internal.application(partitions, lambda: app.serving), access_log=None)
+    await server.setup()
+    await web.SockSite(server, listener).start()
+    try:
+        await journeys.start()
+        if started is not None:
+            started(url)
+        # What was made so far stays: the garbage collector need not look at it again and again while batches come and go.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(200_000, 20, 100)
+        ticking = asyncio.create_task(_tick(settings, app, partitions, failed))
+        try:
+            await run_app(app, stop, broken)
+        finally:
+            ticking.cancel()
+            await asyncio.wait([ticking])
+    finally:
+        await journeys.stop()
+        await server.cleanup()
+
+
+async def _tick(settings: Settings, app: App, partitions: Partitions, failed: Callable[[BaseException], None]) -> None:
+    """Publishes changed totals, and the metrics that are only looked at."""
+    foreign = 0
+    try:
+        while True:
+            await asyncio.sleep(settings.totals_interval_seconds)
+            if app.serving:
+                await partitions.publish_totals()
+            metrics.FOREIGN_RECORDS.inc(app.changelog.foreign_records - foreign)
+            foreign = app.changelog.foreign_records
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        failed(error)
+
+
+def main(settings: Settings) -> int:
+    """`waypost worker`: runs until SIGTERM or SIGINT. Returns the exit code: 0 ended, 1 could not go on (start it again)."""
+
+    async def run() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def told() -> None:
+            stop.set()
+            _last_resort()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, told)
+        try:
+            await run_worker(settings, stop, started=lambda url: log.info("answering at %s", url))
+        except WorkerCrashed as crash:
+            log.critical("the worker ends: %s", crash)
+            _last_resort()
+            return 1
+        return 0
+
+    return asyncio.run(run())
+
+
+def _last_resort() -> None:
+    """Ends the process after STOP_SECONDS, should a thread or a connection hold it."""
+
+    def end() -> None:
+        print("the worker did not end by itself", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(STOP_SECONDS, end)
+    timer.daemon = True
+    timer.start()
