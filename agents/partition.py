@@ -17,8 +17,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from streams.partitioner import partition_of, partitions_of
-
 from schemas import changes as change_codec
 from schemas.journey import Journey, journey_json, parse_journey
 from schemas.times import format_ms
@@ -28,6 +26,7 @@ from state.ledger import Ledger, Memory, prefix_end
 from state.matching import Matcher
 from state.totals import Cell
 from state.views import INDEX, TOTAL, View, Views, cell_key, cell_value, split_cell, view_id
+from streams.partitioner import partition_of, partitions_of
 
 from . import handoffs, intake, metrics
 from .pipeline import Changelog, OutRecord, Outward, Pipeline, Work
@@ -92,6 +91,7 @@ class Partition:
     def _load_views(self) -> None:
         """Views, totals and positions as they were last written."""
         found: list[View] = []
+        self.state, self.totals, self.positions = {}, {}, {}
         for key, value in self.ledger.scan(VIEW):
             said = json.loads(value)
             view = View(
@@ -128,16 +128,25 @@ class Partition:
         Returns the keys whose state is now more than their last record says: a stale writer was last, the owner has to say it again.
         """
         last = {record.key: record.value for record in changes}
+        told = [self._told(key, last.pop(key)) for key in list(last) if key[:1] == VIEW]
         keys = list(last)
         before = self.ledger.get_many(keys)
         joined = dict(zip(keys, before, strict=True))
         for record in changes:
-            joined[record.key] = records.join(record.key, joined[record.key], record.value)
+            if record.key in joined:
+                joined[record.key] = records.join(record.key, joined[record.key], record.value)
         metrics.RECOVERED_RECORDS.inc(len(changes))
         position = (CHANGELOG_POSITION, str(last_offset).encode())
         views = self._restore_views(joined) if self.views.all else []
-        self.ledger.write([*joined.items(), *views, position])
+        self.ledger.write([*joined.items(), *views, *(entry for entry in told if entry is not None), position])
         return [key for key in keys if joined[key] != last[key]]
+
+    def _told(self, key: bytes, value: bytes | None) -> tuple[bytes, bytes | None] | None:
+        """What becomes of a view's entry in the changelog, which says that it was live: where there is no index of it, it is built, silently."""
+        if value is None or self.ledger.get(key) is not None:
+            return None  # a deleted one goes when the catalogue is compared
+        said = {**json.loads(value), "cursor": "", "state": BUILDING, "told": True}
+        return key, json.dumps(said).encode()
 
     def _restore_views(self, joined: dict[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
         """What index and totals become with the records *joined*, which are not in RocksDB yet."""
@@ -155,6 +164,7 @@ class Partition:
     def activate(self) -> None:
         """Recovery is over and this worker owns the partition."""
         c = self._context
+        self._load_views()  # recovery may have brought some
         self._pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done)
         self.reconcile()
 
@@ -283,7 +293,7 @@ class Partition:
                 if following > self.positions.get(source, -1):
                     self.positions[source] = following
                     written.append((POSITION + source.encode(), str(following).encode()))
-            if offset is not None:
+            if offset is not None and not self._context.changelog.frozen(self.number):
                 written.append((CHANGELOG_POSITION, str(offset).encode()))
             self.ledger.write(written, drop)
             for key in decision.records:
@@ -440,8 +450,9 @@ class Partition:
         view.cursor = None if last is None else last[1:]
         if view.cursor is not None:
             return self._work(decision, also=[self._view_entry(view)])
-        self.state[view.id] = LIVE
-        also = [self._view_entry(view)]
+        self.state[view.id], view.told = LIVE, True
+        decision.records.update([self._view_entry(view)])  # the changelog keeps that it was live
+        also: list[tuple[bytes, bytes | None]] = []
         if predecessor is not None:
             self.state[predecessor.id] = OLD
             also.append(self._view_entry(predecessor))
@@ -466,6 +477,7 @@ class Partition:
             "journey": journey_json(view.journey),
             "cursor": None if view.cursor is None else view.cursor.hex(),
             "state": self.state[view.id],
+            "told": view.told,
         }
         return VIEW + view.id, json.dumps(said).encode()
 

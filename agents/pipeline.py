@@ -50,6 +50,10 @@ class Changelog(Protocol):
 
     async def send(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> Awaitable[int | None]: ...
 
+    def frozen(self, partition: int) -> bool:
+        """Whether somebody else's records are in between: the offset written to RocksDB must not pass them."""
+        ...
+
 
 class Pipeline:
     """The steps of one partition, a task each. `put` waits while *depth* decisions are on their way; *failed* is called with what went wrong."""

@@ -199,7 +199,9 @@ class Batch:
             return
         by_rule = self._views.by_rule
         rule, last = changed[-1]
-        concerned: Iterable[View] = by_rule.get(rule, ()) if len(changed) == 1 else self._views.concerned(r for r, _ in changed)
+        concerned: Iterable[View] = (
+            by_rule.get(rule, ()) if len(changed) == 1 else self._views.concerned(r for r, _ in changed)
+        )
         for view in concerned:
             after, before = view.project(hits), view.project(before_hits)
             if after == before and not evidence.marked:
@@ -240,8 +242,9 @@ class Batch:
                 continue
             name, groups, _ = person.head
             after = view.project(person.evidence.hits)
-            before = predecessor.project(person.evidence.hits) if predecessor is not None else ()
-            self._announce(view, [(name, before)], name, after, EDIT, None, {})
+            if not view.told:
+                before = predecessor.project(person.evidence.hits) if predecessor is not None else ()
+                self._announce(view, [(name, before)], name, after, EDIT, None, {})
             marked = bool(person.evidence.marked and person.evidence.marked & view.rules)
             self._place(view, person.contact, (name, groups, after, marked), 1)
 
@@ -400,9 +403,13 @@ class Batch:
             before = view.project(shown.hits)
             if after == before and not person.renamed and not evidence.marked:
                 continue
-            if not self._silent and view.announces(person.key):
+            if not self._silent:
                 befores = [(shown.name, before), *((part, view.project(theirs)) for part, theirs in person.parts)]
-                self._announce(view, befores, name, after, person.cause, person.cause_id, person.ids)
+                speaks = view.announces(person.key)
+                if not speaks:  # yet a name that disappears may have been spoken of where it lived
+                    befores = [(part, theirs) for part, theirs in befores if part != name]
+                now_visible = after if speaks else ()
+                self._announce(view, befores, name, now_visible, person.cause, person.cause_id, person.ids)
             if view.includes(person.key):
                 was = shown.name, shown.groups, before, bool(shown.marked & view.rules)
                 now = name, groups, after, bool(evidence.marked & view.rules)
@@ -421,7 +428,9 @@ class Batch:
         for view in self._views.concerned(shown.hits):
             if view.includes(person.key):
                 before = view.project(shown.hits)
-                self._place(view, person.contact, (shown.name, shown.groups, before, bool(shown.marked & view.rules)), -1)
+                self._place(
+                    view, person.contact, (shown.name, shown.groups, before, bool(shown.marked & view.rules)), -1
+                )
 
     def _place(self, view: View, holder: str, at: tuple[str, tuple[str, ...], Progress, bool], count: int) -> None:
         """Adds (*count* 1) or takes away (-1) what a person contributes to a view: index entries and totals."""

@@ -31,18 +31,20 @@ class View:
     """One journey version over one partition.
 
     `cursor` is None when the view is complete. Else a scan is building it: contacts up to the cursor (their ids as bytes) are in it, the others
-    are not yet. `successor` is the view that is being built to replace this one.
+    are not yet. `successor` is the view that is being built to replace this one. *told*: its stage changes have been announced from its first day;
+    where its index is lost and built again, there is nothing to tell about it.
     """
 
-    __slots__ = ("cursor", "id", "journey", "project", "projection", "rules", "successor")
+    __slots__ = ("cursor", "id", "journey", "project", "projection", "rules", "successor", "told")
 
-    def __init__(self, journey: Journey, cursor: bytes | None = None) -> None:
+    def __init__(self, journey: Journey, cursor: bytes | None = None, told: bool = False) -> None:
         self.journey = journey
         self.projection = Projection(journey)
         self.project = self.projection.project
         self.rules = frozenset(self.projection.rules)
         self.id = view_id(journey)
         self.cursor = cursor
+        self.told = told or cursor is None
         self.successor: View | None = None
 
     def includes(self, contact: bytes) -> bool:
@@ -51,7 +53,9 @@ class View:
 
     def announces(self, contact: bytes) -> bool:
         """Whether stage changes of the person held by *contact* are this view's to tell: of two versions only one speaks of a person."""
-        return self.includes(contact) and (self.successor is None or not self.successor.includes(contact))
+        return (self.told or self.includes(contact)) and (
+            self.successor is None or not self.successor.announces(contact)
+        )
 
 
 def view_id(journey: Journey) -> bytes:

@@ -1,0 +1,126 @@
+"""The partitions of a worker, with real ledgers over logs in memory, say what the oracle says: numbers, lists, names, changes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from schemas.journey import parse_journey
+from schemas.times import parse_ms
+from state import oracle
+from tests.support.loopback import TOPICS, Loopback
+
+T0_MS = 1_767_323_045_000
+CONTACTS = [f"contact-{n}" for n in range(9)]
+PAGES = ["/a", "/b", "/c"]
+GROUPS = ["red", "blue"]
+
+
+def page(name: str) -> dict[str, str]:
+    return {"rule": "visited_page", "page": name}
+
+
+JOURNEYS = [
+    {
+        "id": "straight",
+        "name": "Straight",
+        "version": 1,
+        "stages": [{"name": p, "condition": {"any": [page(p)]}} for p in PAGES],
+    },
+    {
+        "id": "nested",
+        "name": "Nested",
+        "version": 1,
+        "stages": [
+            {"name": "one", "condition": {"any": [page("/b"), {"all": [page("/a"), page("/c")]}]}},
+            {"name": "two", "condition": {"all": [page("/a"), page("/b")]}},
+        ],
+    },
+]
+
+
+def history(seed: int) -> tuple[list[tuple[str, dict | None, str, int]], oracle.History]:
+    """Facts as records `(source, value, key, time)` in an order of arrival, and as the oracle takes them."""
+    r = random.Random(seed)
+    facts: list[tuple[str, dict | None, str, int]] = []
+    known = oracle.History()
+    contacts = CONTACTS[: r.randint(2, 9)]
+    for n in range(r.randint(5, 60)):
+        contact, at_ms = r.choice(contacts), T0_MS + r.randint(0, 12) * 1000
+        fact = {"id": f"a{n}", "contact_id": contact, "type": "pagevisit", "at": at_ms, "page": r.choice(PAGES)}
+        facts.append(("activities", fact, contact, 0))
+        known.activities.append(oracle.Activity(contact, "pagevisit", at_ms, f"a{n}", {"page": fact["page"]}))
+    for n in range(r.randint(0, 9)):
+        a, b = r.sample(contacts, 2)
+        at_ms = T0_MS + r.randint(0, 5) * 1000
+        facts.append(("contact-merges", {"id": f"m{n}", "from": a, "into": b, "at": at_ms}, a, 0))
+        known.merges.append(oracle.Merge(f"m{n}", a, b, at_ms))
+    for _ in range(r.randint(0, 6)):
+        contact, at_ms = r.choice(contacts), T0_MS + r.randint(0, 12) * 1000
+        groups = r.sample(GROUPS, r.randint(0, 2))
+        fact = {"contact_id": contact, "groups": groups, "attributes": {"n": r.randint(0, 3)}, "at": at_ms}
+        facts.append(("contacts", fact, contact, 0))
+        known.profiles.append(oracle.Profile(contact, tuple(groups), fact["attributes"], at_ms))
+    for _ in range(r.choice([0, 0, 1])):
+        contact, at_ms = r.choice(contacts), T0_MS + r.randint(0, 10) * 1000
+        facts.append(("contacts", None, contact, at_ms))
+        known.erasures.append(oracle.Erasure(contact, at_ms))
+    facts += r.sample(facts, len(facts) // 5)
+    r.shuffle(facts)
+    return facts, known
+
+
+def agrees(loop: Loopback, known: oracle.History) -> None:
+    for said in JOURNEYS:
+        journey = parse_journey(said)
+        truth = oracle.answer(journey, known)
+        for group in (None, *GROUPS):
+            assert loop.counts(journey.id, group) == [stage.converted for stage in truth.results(group)]
+            for k in range(1, len(journey.stages) + 1):
+                for who, rows in (
+                    ("converted", truth.converted(k, group)),
+                    ("dropped_off", truth.dropped_off(k, group)),
+                ):
+                    total, listed = loop.listed(journey.id, k, who, group)
+                    assert total == len(listed)
+                    assert listed == sorted((row.contact_id, row.reached_at_ms) for row in rows)
+        last = {}
+        for record in loop.out.all(TOPICS["stage-changes"]):
+            change = json.loads(record.value)
+            if change["journey"] == journey.id:
+                last[change["contact_id"], change["stage"]] = change["reached_at"] and parse_ms(change["reached_at"])
+        announced = {key: at for key, at in last.items() if at is not None}
+        assert announced == {
+            (n, k): one.at_ms for n, stages in truth.reached.items() for k, one in enumerate(stages, 1)
+        }
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_any_order_with_restarts_and_lost_directories_is_what_the_oracle_says(tmp_path: Path, seed: int) -> None:
+    facts, known = history(seed)
+    r = random.Random(seed)
+    loop = Loopback(tmp_path, partitions=r.choice([1, 3]), chunk=r.choice([1, 3, 50]))
+    loop.open()
+    late = r.random() < 0.5  # one journey is applied when half of the facts are there, which needs no rule never seen
+    loop.apply(JOURNEYS[0])
+    if not late:
+        loop.apply(JOURNEYS[1])
+    for i, (source, fact, key, at_ms) in enumerate(facts):
+        wrong = r.randrange(loop.context.partitions) if r.random() < 0.2 else None
+        loop.send(source, fact, key, at_ms, partition=wrong)
+        if i == len(facts) // 2:
+            await loop.settle(r.shuffle)
+            loop.apply(JOURNEYS[1])
+            await loop.settle()
+            number = r.randrange(loop.context.partitions)
+            await loop.partitions.pop(number).close()
+            if r.random() < 0.5:
+                (tmp_path / f"partition-{number}").rename(tmp_path / f"lost-{number}")
+            loop.recover(number)
+            loop.match()
+    await loop.settle(r.shuffle)
+    agrees(loop, known)
+    await loop.close()
