@@ -1,0 +1,176 @@
+"""What must hold of a cluster at rest: it says what the oracle says, of every person, list, number and stage change."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from agents import questions
+from agents.partition import LIVE
+from schemas.hashing import h8
+from schemas.journey import Journey
+from schemas.rules import rule_key
+from schemas.times import parse_ms
+from state import oracle, records
+from state.evidence import hit
+from state.identity import Merge, place
+from state.totals import Cell, wait_bucket
+
+from .cluster import ALL_RULES, Cluster
+from .history import GROUPS
+
+
+def check(cluster: Cluster) -> None:
+    """Compares everything. Raises AssertionError, which says what differs."""
+    history = cluster.plan.history(cluster.facts_sent)
+    people = oracle.persons(history)
+    check_places(cluster, history, people)
+    journeys = cluster.plan.journeys(cluster.facts_sent)
+    answers = {id_: oracle.answer(journey, history) for id_, journey in journeys.items()}
+    check_views(cluster, answers)
+    check_changes(cluster, answers)
+    assert not cluster.rejected, f"rejected: {cluster.rejected}"
+
+
+# -- evidence and names ---------------------------------------------------------------------------------------------------
+
+
+def check_places(cluster: Cluster, history: oracle.History, people: list[oracle.Person]) -> None:
+    """Exactly one holder a person, with exactly the oracle's evidence under the oracle's name; the others point to it."""
+    found: dict[str, tuple[bytes, bytes | None]] = {}
+    for part in _parts(cluster):
+        for key, value in part.ledger.scan(records.EVIDENCE):
+            contact = key[1:].decode()
+            assert contact not in found, f"{contact} is at two partitions"
+            found[contact] = value, part.ledger.get(records.IDENTITY + key[1:])
+    merges = {Merge(m.at_ms, h8(m.id), m.from_, m.into) for m in history.merges}
+    for person in people:
+        holder = min(person.contacts, key=place)
+        hits = _hits(person)
+        if holder not in found:
+            assert len(person.contacts) == 1, f"{person.contacts} are one person and have no holder"
+            assert not hits and person.profile is None and person.erased_at_ms is None, f"nothing is kept of {holder}"
+            continue
+        for contact in person.contacts - {holder}:
+            at, steps = contact, 0
+            while (pointer := _pointer(found, at)) is not None:
+                assert place(pointer) < place(at), "pointers go from larger to smaller"
+                at, steps = pointer, steps + 1
+            assert at == holder, f"{contact} leads to {at}, not to the holder {holder}"
+        value, raw_identity = found[holder]
+        assert records.pointer_of(value) is None, f"{holder} should be the holder"
+        evidence, has_identity = records.decode_evidence(value)
+        identity = None if not has_identity else records.decode_identity(holder, raw_identity or b"")
+        if identity is not None and identity.erased_at_ms is not None:
+            evidence.forget(identity.erased_at_ms)
+        assert evidence.hits == hits, f"evidence of {sorted(person.contacts)} is {evidence.hits}, not {hits}"
+        if identity is None:
+            assert len(person.contacts) == 1 and person.profile is None and person.erased_at_ms is None, "identity is lost"
+            continue
+        mine = {m for m in merges if m.from_ in person.contacts}
+        assert identity.members == set(person.contacts), f"members {identity.members}, not {set(person.contacts)}"
+        assert identity.merges == mine, f"merges of {holder}: {identity.merges}, not {mine}"
+        assert identity.name == person.survivor, f"named {identity.name}, not {person.survivor}"
+        assert set(identity.groups) == set(person.groups), f"groups {identity.groups}, not {set(person.groups)}"
+        assert identity.erased_at_ms == person.erased_at_ms
+        kept = identity.profiles.get(identity.name)
+        if person.profile is None:
+            assert kept is None, f"{identity.name} has a profile: {kept}"
+        else:
+            assert kept is not None and kept.at_ms == person.profile.at_ms
+            assert json.loads(kept.attributes) == person.profile.attributes
+
+
+def _pointer(found: dict[str, tuple[bytes, bytes | None]], contact: str) -> str | None:
+    assert contact in found, f"nothing is known of {contact}"
+    return records.pointer_of(found[contact][0])
+
+
+def _hits(person: oracle.Person) -> dict[bytes, bytes]:
+    hits = {}
+    for rule in ALL_RULES:
+        mine = {hit(a.at_ms, h8(a.id)) for a in person.activities if oracle.meets(a, rule)}
+        if mine:
+            hits[rule_key(rule)] = b"".join(sorted(mine))
+    return hits
+
+
+# -- numbers and lists ----------------------------------------------------------------------------------------------------
+
+
+def check_views(cluster: Cluster, answers: dict[str, oracle.Answer]) -> None:
+    """Totals summed over partitions, and lists, are the oracle's; a number equals its list in each partition."""
+    for part in _parts(cluster):
+        live = {v.journey.id: v.journey for v in part.views.all if part.state[v.id] == LIVE}
+        assert live == {id_: a.journey for id_, a in answers.items()}, f"partition {part.number} shows {live}"
+    for id_, answer in answers.items():
+        for group in (None, *GROUPS):
+            totals: dict[Cell, int] = defaultdict(int)
+            for part in _parts(cluster):
+                said = questions.results(part, id_, None, group)
+                for kind, stage, bucket, count in said["cells"]:
+                    totals[kind, stage, bucket] += count
+            expected = cells(answer, group)
+            assert totals == expected, f"{id_}, group {group}: {dict(totals)}, not {expected}"
+            for stage in range(1, len(answer.journey.stages) + 1):
+                for who, rows in (("converted", answer.converted(stage, group)), ("dropped_off", answer.dropped_off(stage, group))):
+                    check_list(cluster, id_, stage, who, group, rows)
+
+
+def check_list(cluster: Cluster, id_: str, stage: int, who: str, group: str | None, expected: list[oracle.Row]) -> None:
+    found = set()
+    for part in _parts(cluster):
+        said = questions.listed(part, id_, None, stage, who, group, 1000, None)
+        assert said["total"] == len(said["rows"]), f"{id_}: {who} {stage}, group {group}: {said} counts not what it lists"
+        for row in said["rows"]:
+            found.add((row["contact_id"], row["reached_at_ms"], frozenset(row["groups"])))
+    wanted = {(row.contact_id, row.reached_at_ms, row.groups) for row in expected}
+    assert found == wanted, f"{id_}: {who} {stage}, group {group}: {found}, not {wanted}"
+
+
+def cells(answer: oracle.Answer, group: str | None) -> dict[Cell, int]:
+    """The oracle's counts as cells of totals."""
+    expected: dict[Cell, int] = defaultdict(int)
+    for result in answer.results(group):
+        if result.converted:
+            expected["r", result.stage, 0] = result.converted
+        for day, count in result.days.items():
+            expected["d", result.stage, day] = count
+        for wait_ms in result.waits_ms:
+            expected["w", result.stage, wait_bucket(wait_ms)] += 1
+    return dict(expected)
+
+
+# -- stage changes --------------------------------------------------------------------------------------------------------
+
+
+def check_changes(cluster: Cluster, answers: dict[str, oracle.Answer]) -> None:
+    """A consumer that keeps the last change of each (journey, contact, stage) knows the truth."""
+    last: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for key, value in cluster.changes:
+        change = json.loads(value)
+        assert key.decode() == change["contact_id"]
+        last[change["journey"], change["contact_id"], change["stage"]] = change
+    truth: dict[tuple[str, str, int], int] = {}
+    for id_, answer in answers.items():
+        for name, stages in answer.reached.items():
+            for stage, reached in enumerate(stages, 1):
+                truth[id_, name, stage] = reached.at_ms
+    for key in {*last, *truth}:
+        if key[0] not in answers:
+            continue  # deleted: nobody speaks of it any more
+        change = last.get(key)
+        said = None if change is None or change["change"] == "left" else parse_ms(change["reached_at"])
+        assert said == truth.get(key), f"last change of {key} is {change}, the truth is {truth.get(key)}"
+
+
+def check_stage_names(changes: list[dict[str, Any]], journeys: dict[tuple[str, int], Journey]) -> None:
+    """Each change names its stage as its version does."""
+    for change in changes:
+        stages = journeys[change["journey"], change["version"]].stages
+        assert stages[change["stage"] - 1].name == change["stage_name"]
+
+
+def _parts(cluster: Cluster) -> list[Any]:
+    return [worker.open[p] for p, worker in enumerate(cluster.owner)]

@@ -1,0 +1,423 @@
+"""A whole cluster in memory: the real partitions of `agents`, on doubles of broker, disk and clock, driven by one seeded generator.
+
+Every step of section 6's batch ends where the generator says: what a worker has sent and not seen acknowledged may be on the broker, in part or not at
+all, when it dies. Nothing here knows what the right answer is; see `checks`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import agents.partition
+from agents.partition import SOURCES, Context, Partition
+from schemas.journey import Journey, parse_journey
+from state.matching import Matcher
+from state.progress import rules_of
+from streams.partitioner import partition_of
+
+from .doubles import Disk, Loop, MemoryLedger
+from .history import RULES, Plan
+
+NOW_MS = 1_900_000_000_000
+TOPICS = {name: name for name in (*SOURCES, "stage-changes", "rejected", "totals")}
+CLOSED = object()
+
+_all_rules = parse_journey(
+    {"id": "all", "name": "all", "stages": [{"name": "s", "condition": {"any": list(RULES)}}]}
+)
+MATCHER = Matcher(rules_of(_all_rules.stages[0].condition))
+ALL_RULES = tuple(rules_of(_all_rules.stages[0].condition))
+
+
+class Record(NamedTuple):
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Any = ()
+
+
+class Pending:
+    """Something sent and not acknowledged: `records` by destination partition, in order."""
+
+    __slots__ = ("by_partition", "future", "owner", "topic")
+
+    def __init__(self, owner: Worker, topic: str, by_partition: dict[int, list[Any]], future: asyncio.Future[Any]) -> None:
+        self.owner, self.topic, self.by_partition, self.future = owner, topic, by_partition, future
+
+
+class Worker:
+    """One worker process, over all its lives; its disk outlives it. Stands in for what partitions are given of the Faust side."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.cluster, self.number = cluster, number
+        self.catalog_version = 0
+        self.open: dict[int, Partition] = {}
+        self.start()
+
+    def start(self) -> None:
+        cluster = self.cluster
+        self.pending: list[Pending] = []
+        self.busy: dict[tuple[int, str], asyncio.Task[None]] = {}
+        self.read_to: dict[tuple[int, str], int] = {}
+        self.context = Context(
+            partitions=cluster.plan.partitions, data_dir=Path(f"/w{self.number}"), memory=cluster.disk, topics=TOPICS,
+            outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen),
+            now_ms=lambda: NOW_MS, failed=cluster.failed, ahead_ms=86_400_000, max_merges=10_000,
+            matcher=MATCHER, catalog=dict(cluster.catalogs[self.catalog_version]),
+        )  # fmt: skip
+
+    async def send(self, topic: str, records: list[Any]) -> asyncio.Future[Any]:
+        """Outward: stage changes, rejected records, handoffs."""
+        by_partition: dict[int, list[Any]] = {}
+        for record in records:
+            number = record[0]
+            if number is None:
+                number = 0 if record[1] is None else partition_of(record[1], self.cluster.plan.partitions)
+            by_partition.setdefault(number, []).append(record)
+        return self._sent(topic, by_partition)
+
+    async def send_changelog(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> asyncio.Future[Any]:
+        return self._sent("changelog", {partition: list(items)})
+
+    def _sent(self, topic: str, by_partition: dict[int, list[Any]]) -> asyncio.Future[Any]:
+        future = self.cluster.loop.create_future()
+        self.pending.append(Pending(self, topic, by_partition, future))
+        return future
+
+
+class Cluster:
+    """The cluster that plays one plan. `step()` does one thing at random; `settle()` runs until nothing is left to do."""
+
+    def __init__(self, plan: Plan, trace: Callable[[str], None] | None = None) -> None:
+        self.plan = plan
+        self.rng = Random(plan.seed ^ 0x5EED)
+        self.trace = trace
+        self.loop = Loop()
+        self.disk = Disk()
+        self.logs: dict[tuple[str, int], list[Record]] = {(s, p): [] for s in SOURCES for p in range(plan.partitions)}
+        self.committed: dict[tuple[str, int], int] = dict.fromkeys(self.logs, 0)
+        self.acked: dict[tuple[str, int], int] = dict.fromkeys(self.logs, 0)
+        self.changelogs: list[list[Record]] = [[] for _ in range(plan.partitions)]
+        self.changelog_ends = [0] * plan.partitions
+        self.foreign: list[set[bytes]] = [set() for _ in range(plan.partitions)]  # written by a zombie, not healed
+        self.clean_to = [0] * plan.partitions  # compaction has not passed the first record of a zombie that is not healed
+        self.zombies: list[Pending] = []
+        self.changes: list[tuple[bytes, bytes]] = []
+        self.rejected: list[Any] = []
+        self.facts_sent = 0
+        self.catalogs: list[dict[str, Journey]] = [{}]
+        self.faults = self.rng.choice((0, 2, 4, 8))
+        self.error: BaseException | None = None
+        self.workers = [Worker(self, n) for n in range(plan.workers)]
+        self.owner = [self.rng.choice(self.workers) for _ in range(plan.partitions)]
+        for p in range(plan.partitions):
+            self.take(p, self.owner[p])
+
+    def failed(self, error: BaseException) -> None:
+        self.error = self.error or error
+
+    def say(self, text: str) -> None:
+        if self.trace is not None:
+            self.trace(text)
+
+    def run(self) -> None:
+        self.loop.run()
+        if self.error is not None:
+            raise self.error
+        assert not self.loop.errors, self.loop.errors
+
+    # ------------------------------------------------------------------ the broker
+
+    def append(self, topic: str, partition: int, records: list[Any]) -> int:
+        """Writes to the log of a topic's partition; the last offset."""
+        if topic == "changelog":
+            for key, value in records:
+                self.changelogs[partition].append(Record(self.changelog_ends[partition], 0, key, value))
+                self.changelog_ends[partition] += 1
+            return self.changelog_ends[partition] - 1
+        if topic == "stage-changes":
+            self.changes.extend((key, value) for _, key, value, _, _ in records)
+        elif topic == "rejected":
+            self.rejected.extend(records)
+        else:
+            log = self.logs[topic, partition]
+            for _, key, value, headers, timestamp in records:
+                log.append(Record(len(log), timestamp, key, value, headers))
+        return -1
+
+    def land(self, pending: Pending, acknowledge: bool) -> None:
+        """All of *pending* is on the broker; the worker hears of it or not."""
+        last = -1
+        for partition, records in pending.by_partition.items():
+            last = self.append(pending.topic, partition, records)
+        if acknowledge and not pending.future.done():
+            pending.future.set_result(last if pending.topic == "changelog" else None)
+            self.run()
+
+    def land_in_part(self, pending: Pending) -> None:
+        """What a worker that dies has sent: nothing, all, or the first records of each partition."""
+        how = self.rng.random()
+        if how < 0.3:
+            return
+        for partition, records in pending.by_partition.items():
+            n = len(records) if how < 0.6 else self.rng.randint(0, len(records))
+            self.append(pending.topic, partition, records[:n])
+
+    def compact(self, partition: int, to: int | None = None) -> None:
+        """Keeps the last record of each key before offset *to*. Never passes what a zombie wrote and the owner has not answered."""
+        log, end = self.changelogs[partition], self.changelog_ends[partition]
+        stop = self.clean_to[partition] if self.foreign[partition] else end
+        to = stop if to is None else min(to, stop)
+        last = {record.key: record.offset for record in log if record.offset < to}
+        self.changelogs[partition] = [r for r in log if r.offset >= to or last[r.key] == r.offset]
+        if self.rng.random() < 0.3:  # tombstones go, later
+            self.changelogs[partition] = [r for r in self.changelogs[partition] if r.offset >= to or r.value is not None]
+
+    # ------------------------------------------------------------------ the group
+
+    def frozen(self, partition: int) -> bool:
+        return bool(self.foreign[partition])
+
+    def take(self, p: int, worker: Worker) -> None:
+        """*worker* becomes the owner of *p*: recovers, then serves."""
+        self.owner[p] = worker
+        part = worker.open.get(p)
+        if part is None:
+            part = worker.open[p] = Partition(p, worker.context)
+        stale = self.follow(part, None)
+        self.foreign[p] |= stale
+        if stale:
+            self.clean_to[p] = min(self.clean_to[p], self.changelog_ends[p])
+        self.loop.finish(self._activate(part))
+        for source in SOURCES:
+            worker.read_to[p, source] = self.acked[source, p] = self.committed[source, p]
+        self.run()
+
+    async def _activate(self, part: Partition) -> None:
+        part.activate()
+
+    def follow(self, part: Partition, most: int | None) -> set[bytes]:
+        """Recovers up to *most* changelog records, in chunks of random size; the keys to say again."""
+        have = part.changelog_offset()
+        left = [r for r in self.changelogs[part.number] if have is None or r.offset > have]
+        left = left if most is None else left[:most]
+        stale: set[bytes] = set()
+        while left:
+            n = self.rng.randint(1, len(left))
+            chunk, left = left[:n], left[n:]
+            stale |= set(part.recover(chunk, chunk[-1].offset))
+        return stale
+
+    def drop(self, worker: Worker, p: int) -> None:
+        part = worker.open.pop(p)
+        self.loop.finish(part.close())
+        for key in [k for k in worker.busy if k[0] == p]:
+            del worker.busy[key]
+
+    def die(self, worker: Worker, wipe: bool) -> None:
+        """*worker* is killed and started again; its partitions come back to it, or go to others."""
+        self.say(f"worker {worker.number} dies, {'disk wiped' if wipe else 'disk kept'}")
+        for pending in worker.pending:
+            self.land_in_part(pending)
+        mine = [p for p in range(self.plan.partitions) if self.owner[p] is worker]
+        for p in list(worker.open):
+            self.drop(worker, p)
+        if wipe:
+            for path in [path for path in self.disk.ledgers if path.startswith(f"/w{worker.number}/")]:
+                del self.disk.ledgers[path]
+        worker.start()
+        if self.rng.random() < 0.5:
+            self.rebalance()
+        else:
+            for p in mine:
+                self.take(p, worker)
+
+    def rebalance(self) -> None:
+        """Every partition is taken away and given out again; some of what is on its way arrives late (zombies)."""
+        for worker in self.workers:
+            for pending in worker.pending:
+                changelog = pending.topic == "changelog"
+                if changelog and self.rng.random() < 0.4:
+                    self.zombies.append(pending)
+                else:
+                    self.land_in_part(pending)
+            worker.pending = []
+        for worker in self.workers:
+            for p in [p for p in worker.open if worker.open[p].active]:
+                self.drop(worker, p)
+        for p in range(self.plan.partitions):
+            self.take(p, self.rng.choice(self.workers))
+        self.say(f"rebalanced: {[w.number for w in self.owner]}")
+
+    def haunt(self, pending: Pending) -> None:
+        """A worker that was stopped for long goes on: its record lands behind the new owner's."""
+        self.zombies.remove(pending)
+        for p, records in pending.by_partition.items():
+            if not self.foreign[p]:
+                self.clean_to[p] = self.changelog_ends[p]
+            self.append("changelog", p, records)
+            self.foreign[p] |= {key for key, _ in records}
+            self.say(f"a zombie writes {[key for key, _ in records]} to changelog {p}")
+
+    def heal(self, p: int) -> None:
+        """The owner sees foreign records and says its own again."""
+        keys = sorted(self.foreign[p])
+        self.append("changelog", p, self.owner[p].open[p].values(keys))
+        self.foreign[p].clear()
+        self.say(f"changelog {p} healed: {keys}")
+
+    # ------------------------------------------------------------------ what can happen
+
+    def deliver(self, worker: Worker, p: int, source: str) -> None:
+        """A chunk of random size of one source of one partition."""
+        log, at = self.logs[source, p], worker.read_to[p, source]
+        n = min(len(log) - at, self.rng.choice((1, 1, 2, 3, 8, 50)))
+        chunk = log[at : at + n]
+        worker.read_to[p, source] = at + n
+
+        def done() -> None:
+            self.acked[source, p] = at + n
+
+        self.say(f"{source}-{p} {at}..{at + n - 1} to worker {worker.number}")
+        worker.busy[p, source] = self.loop.create_task(worker.open[p].submit(source, chunk, done))
+        self.run()
+
+    def _deliverable(self) -> list[tuple[Worker, int, str]]:
+        found = []
+        for p, worker in enumerate(self.owner):
+            for source in SOURCES:
+                if worker.read_to[p, source] < len(self.logs[source, p]):
+                    task = worker.busy.get((p, source))
+                    if task is None or task.done():
+                        if task is not None:
+                            task.result()
+                        found.append((worker, p, source))
+        return found
+
+    def send_fact(self) -> None:
+        fact = self.plan.facts[self.facts_sent]
+        self.facts_sent += 1
+        p = partition_of(fact.contact, self.plan.partitions)
+        if self.rng.random() < 0.06 and fact.value is not None:
+            p = self.rng.randrange(self.plan.partitions)
+        self.say(f"fact {fact.source}-{p}: {fact.said}")
+        self.append(fact.source, p, [(p, fact.contact.encode(), fact.value, (), fact.timestamp_ms)])
+        self.edit()
+
+    def edit(self) -> None:
+        """The journeys topic gets what is due by now."""
+        catalog = self.plan.journeys(self.facts_sent)
+        if catalog != self.catalogs[-1]:
+            self.catalogs.append(catalog)
+
+    def learn(self, worker: Worker) -> None:
+        """*worker* reads on in the journeys topic."""
+        worker.catalog_version += 1
+        worker.context.catalog = dict(self.catalogs[worker.catalog_version])
+        self.say(f"worker {worker.number} learns of {[(j.id, j.version) for j in worker.context.catalog.values()]}")
+
+        async def reconcile() -> None:
+            for part in worker.open.values():
+                if part.active:
+                    part.reconcile()
+
+        self.loop.finish(reconcile())
+        self.run()
+
+    def step(self, until: int) -> bool:
+        """One thing happens; facts up to *until* may be sent. False when nothing is left to do."""
+        rng = self.rng
+        if self.faults and rng.random() < 0.04:
+            self.faults -= 1
+            self.fault()
+            return True
+        choices: list[tuple[float, Callable[[], None]]] = []
+        if self.facts_sent < until:
+            choices.append((2.0, self.send_fact))
+        for worker in self.workers:
+            if worker.catalog_version < len(self.catalogs) - 1:
+                choices.append((1.0, lambda w=worker: self.learn(w)))
+            for pending in worker.pending:
+                choices.append((2.0, lambda w=worker, x=pending: self._acknowledge(w, x)))
+        for worker, p, source in self._deliverable():
+            choices.append((1.0, lambda w=worker, p=p, s=source: self.deliver(w, p, s)))
+        for pending in self.zombies:
+            choices.append((0.5, lambda x=pending: self.haunt(x)))
+        for p in range(self.plan.partitions):
+            if self.foreign[p]:
+                choices.append((0.5, lambda p=p: self.heal(p)))
+            if self.committed_behind(p):
+                choices.append((0.3, lambda p=p: self.commit(p)))
+        if not choices:
+            return False
+        if rng.random() < 0.02:
+            choices = [(1.0, lambda: self.compact(rng.randrange(self.plan.partitions), rng.randint(0, 200)))]
+        rng.choices([c for _, c in choices], [w for w, _ in choices])[0]()
+        return True
+
+    def committed_behind(self, p: int) -> bool:
+        return any(self.acked[s, p] > self.committed[s, p] for s in SOURCES)
+
+    def commit(self, p: int) -> None:
+        for source in SOURCES:
+            self.committed[source, p] = max(self.committed[source, p], self.acked[source, p])
+
+    def _acknowledge(self, worker: Worker, pending: Pending) -> None:
+        worker.pending.remove(pending)
+        self.say(f"acknowledged to worker {worker.number}: {pending.topic} {pending.by_partition}")
+        self.land(pending, acknowledge=True)
+
+    def fault(self) -> None:
+        rng = self.rng
+        kind = rng.random()
+        if kind < 0.55:
+            self.die(rng.choice(self.workers), wipe=rng.random() < 0.35)
+        elif kind < 0.8:
+            self.rebalance()
+        elif self.loop.timers:
+            self.loop.fire(rng.randrange(len(self.loop.timers)))
+            self.run()
+        else:  # a standby follows
+            p, worker = rng.randrange(self.plan.partitions), rng.choice(self.workers)
+            if p not in worker.open:
+                worker.open[p] = Partition(p, worker.context)
+            if not worker.open[p].active:
+                self.follow(worker.open[p], rng.randint(0, 30))
+
+    def settle(self, until: int) -> None:
+        """Sends facts up to *until* and runs until nothing is left to do."""
+        self.edit()
+        steps = 0
+        while self.step(until):
+            steps += 1
+            assert steps < 100_000, "the cluster does not come to rest"
+
+    def start_over(self) -> None:
+        """All workers end, all disks are lost, all changelogs are compacted: what is left has to be enough."""
+        for p in range(self.plan.partitions):
+            self.compact(p)
+        self.faults = 0
+        for worker in self.workers:
+            for p in list(worker.open):
+                self.drop(worker, p)
+            worker.start()
+        self.disk.ledgers.clear()
+        for p in range(self.plan.partitions):
+            self.take(p, self.rng.choice(self.workers))
+
+    def close(self) -> None:
+        for worker in self.workers:
+            for p in list(worker.open):
+                self.drop(worker, p)
+
+
+def with_doubles() -> Any:
+    """A context in which partitions open ledgers in memory."""
+    return patch.object(agents.partition, "Ledger", MemoryLedger)
