@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 ACTIVITIES = Counter("waypost_activities_total", "Activities read, by outcome: hit, no_hit or rejected.", ["outcome"])
 RECORDS = Counter("waypost_records_total", "Records read, by topic without its prefix.", ["topic"])
@@ -33,3 +33,14 @@ CATALOGUE = (
     ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
     FOREIGN_RECORDS, LEDGER_BYTES,
 )  # fmt: skip
+
+CONSOLE = CollectorRegistry()
+"""What the console shows; a registry of its own, so that it does not show a worker's metrics as zeros."""
+
+HTTP_REQUESTS = Counter("waypost_http_requests_total", "Requests answered, by route, method and status.", ["route", "method", "status"], registry=CONSOLE)
+HTTP_SECONDS = Histogram("waypost_http_seconds", "Time until a request was answered, in seconds, by route.", ["route"], registry=CONSOLE)
+LIVE_STREAMS = Gauge("waypost_live_streams", "Listeners of live results.", registry=CONSOLE)
+LAG = Gauge("waypost_lag_records", "Records of the input topics not yet in the numbers, when it was last asked for.", registry=CONSOLE)
+FACTS = Counter("waypost_http_facts_total", "Facts sent over HTTP, by kind and outcome: taken or refused.", ["kind", "outcome"], registry=CONSOLE)
+
+CONSOLE_CATALOGUE = (HTTP_REQUESTS, HTTP_SECONDS, LIVE_STREAMS, LAG, FACTS)
