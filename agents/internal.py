@@ -3,7 +3,8 @@
 | call | answer |
 |---|---|
 | `GET /internal/partitions` | state and positions of each partition here |
-| `GET /internal/results?journey=&version=&group=` | versions and cells of each active partition |
+| `GET /internal/journeys` | versions of every journey in each active partition, and how far they are built |
+| `GET /internal/results?journey=&version=&group=` | versions, and the body and cells of one of them, of each active partition |
 | `GET /internal/list?journey=&version=&stage=&who=&group=&limit=&after=` | a page of persons of each active partition |
 | `GET /internal/contact?id=` | one contact, if its partition is here |
 | `GET /healthz`, `/readyz`, `/metrics` | for orchestrators and Prometheus |
@@ -38,6 +39,9 @@ def application(partitions: Partitions, ready: Callable[[], bool]) -> web.Applic
 
     async def get_partitions(_: web.Request) -> web.Response:
         return _json({"as_of_ms": partitions.context.now_ms(), "partitions": partitions.states()})
+
+    async def get_journeys(_: web.Request) -> web.Response:
+        return each(questions.journeys)
 
     async def get_results(request: web.Request) -> web.Response:
         q = request.query
@@ -77,6 +81,7 @@ def application(partitions: Partitions, ready: Callable[[], bool]) -> web.Applic
     app.add_routes(
         [
             web.get("/internal/partitions", get_partitions),
+            web.get("/internal/journeys", get_journeys),
             web.get("/internal/results", get_results),
             web.get("/internal/list", get_list),
             web.get("/internal/contact", get_contact),

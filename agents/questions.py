@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from schemas.journey import journey_json
 from state import records
 from state.evidence import Evidence, moment_ms
 from state.identity import Identity
@@ -38,6 +39,15 @@ def versions(partition: Partition, journey: str) -> dict[int, float]:
     return found
 
 
+def journeys(partition: Partition) -> dict[str, Any]:
+    """The versions of every journey here: journey -> version -> how far its view is built."""
+    found: dict[str, dict[int, float]] = {}
+    for view in partition.views.all:
+        complete = partition.state[view.id] != BUILDING
+        found.setdefault(view.journey.id, {})[view.journey.version or 0] = 1.0 if complete else partition.scanned(view)
+    return {"journeys": found}
+
+
 def results(partition: Partition, journey: str, version: int | None, group: str | None) -> dict[str, Any]:
     """Versions and, of the version asked for or the newest complete one, the cells `[kind, stage, bucket, count]`."""
     view = view_of(partition, journey, version)
@@ -45,6 +55,7 @@ def results(partition: Partition, journey: str, version: int | None, group: str 
     return {
         "versions": versions(partition, journey),
         "version": None if view is None else view.journey.version,
+        "journey": None if view is None else journey_json(view.journey),
         "cells": [[kind, stage, bucket, count] for (kind, stage, bucket), count in cells.items()],
         "groups": [] if view is None else sorted(g for g, c in partition.totals.get(view.id, {}).items() if g and c),
     }

@@ -1,0 +1,260 @@
+"""API: the routes of the HTTP API (contract, section 4). Parses requests and names answers; `backend` finds them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from prometheus_client import generate_latest
+
+from agents import metrics
+from schemas.journey import Journey, journey_json, parse_journey
+from schemas.rules import catalogue_data
+from schemas.wire import MAX_ID
+
+from . import models
+from .backend import Backend
+from .bodies import read_body
+from .errors import ApiError, install
+from .facts import KINDS, array, check, taken
+from .kafka import now_ms
+from .measure import Measured
+from .openapi import describe, errors, request_body
+from .results import MAX_LIMIT
+
+JourneyId = Annotated[str, Path(description="1 to 64 of a-z, 0-9 and -", json_schema_extra={"pattern": "^[a-z0-9-]{1,64}$"})]
+ContactId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
+StageNumber = Annotated[int, Path(ge=1, le=10, description="counts from 1")]
+Group = Annotated[str | None, Query(min_length=1, max_length=MAX_ID, description="only contacts of this group")]
+Version = Annotated[int | None, Query(ge=1, le=2**53 - 1, description="of this version; as a rule the newest that is complete")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+Cursor = Annotated[str | None, Query(min_length=1, max_length=4000, description="as the page before gave it")]
+IfMatch = Annotated[
+    str | None,
+    Header(alias="If-Match", pattern=r'^\s*"[1-9][0-9]{0,14}"\s*$', description="the version that you saw, in quotes; another one there: 412"),
+]
+ETAG = {"ETag": {"description": "the version, in quotes", "schema": {"type": "string"}}}
+
+
+async def only_known_parameters(request: Request) -> None:
+    """A query parameter that does not exist is a typing mistake (contract, preamble)."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    for name in request.query_params:
+        if name not in known:
+            there = f"there are {', '.join(sorted(known))}" if known else "there are none here"
+            raise ApiError(422, "unknown_parameter", f'unknown query parameter "{name[:100]}"; {there}', name[:100])
+
+
+def build(backend: Backend) -> FastAPI:
+    """The application over *backend*, which is started and stopped by whoever runs it."""
+    app = FastAPI(
+        title="Waypost",
+        version="1",
+        openapi_url="/api/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(only_known_parameters)],
+        redirect_slashes=False,
+    )
+    install(app)
+    app.add_middleware(Measured)
+    _journeys(app, backend)
+    _results(app, backend)
+    _contacts(app, backend)
+    _facts(app, backend)
+    _operations(app, backend)
+    app.openapi = lambda: describe(app)  # type: ignore[method-assign]
+    return app
+
+
+# ---------------------------------------------------------------------------------------- journeys
+
+
+def _expected(if_match: str | None) -> int | None:
+    return None if if_match is None else int(if_match.strip().strip('"'))
+
+
+def _journeys(app: FastAPI, backend: Backend) -> None:
+    async def shown(journeys: list[Journey]) -> list[dict[str, Any]]:
+        statuses = await backend.statuses(journeys)
+        return [{**journey_json(j), "status": statuses[j.id]} for j in journeys]
+
+    @app.get("/api/journeys", response_model=models.Journeys, response_model_exclude_unset=True, responses=errors(422))
+    async def all_journeys() -> Any:
+        """All journeys, by id."""
+        return {"journeys": await shown(backend.store.all())}
+
+    @app.get(
+        "/api/journeys/{journey_id}",
+        response_model=models.JourneyAnswer,
+        response_model_exclude_unset=True,
+        responses={200: {"headers": ETAG}, **errors(404, 422)},
+    )
+    async def one_journey(journey_id: JourneyId, response: Response) -> Any:
+        """One journey."""
+        (found,) = await shown([backend.store.known(journey_id)])
+        response.headers["ETag"] = f'"{found["version"]}"'
+        return found
+
+    @app.put(
+        "/api/journeys/{journey_id}",
+        response_model=models.JourneyAnswer,
+        response_model_exclude_unset=True,
+        responses={
+            200: {"headers": ETAG, "description": "a new version, or nothing changed because the body is equal"},
+            201: {"headers": ETAG, "model": models.JourneyAnswer, "description": "created"},
+            **errors(409, 412, 413, 415, 422, 503),
+        },
+        openapi_extra=request_body({"$ref": "#/components/schemas/Journey"}),
+    )
+    async def save_journey(journey_id: JourneyId, request: Request, response: Response, if_match: IfMatch = None) -> Any:
+        """Creates a journey, or makes a new version of it. An equal body changes nothing. `version`, `saved_at` and `status` are ignored."""
+        journey = _journey(journey_id, await read_body(request))
+        saved, created = await backend.store.put(journey, _expected(if_match))
+        (found,) = await shown([saved])
+        response.status_code = 201 if created else 200
+        response.headers["ETag"] = f'"{saved.version}"'
+        return found
+
+    @app.delete("/api/journeys/{journey_id}", status_code=204, responses=errors(404, 412, 422, 503))
+    async def delete_journey(journey_id: JourneyId, if_match: IfMatch = None) -> None:
+        """Deletes a journey and its results."""
+        await backend.store.delete(journey_id, _expected(if_match))
+
+
+def _journey(id_: str, body: bytes) -> Journey:
+    """The journey that *body* says. Raises `ApiError`, `Refused`."""
+    try:
+        data = msgspec.json.decode(body)
+    except RecursionError:
+        raise ApiError(422, "too_deep", "objects and lists are nested too deep; flatten them") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(422, "not_json", f"the body is not JSON ({error}); send one journey as JSON in UTF-8") from None
+    if isinstance(data, dict):
+        given = data.setdefault("id", id_)
+        if isinstance(given, str) and given != id_:
+            raise ApiError(409, "other_id", f'the body is journey "{given[:100]}", the address is that of "{id_[:100]}"; make them the same', "id")
+    return parse_journey(data)
+
+
+# ---------------------------------------------------------------------------------------- results
+
+
+def _results(app: FastAPI, backend: Backend) -> None:
+    @app.get("/api/journeys/{journey_id}/results", response_model=models.Results, responses=errors(404, 422, 503))
+    async def get_results(journey_id: JourneyId, group: Group = None, version: Version = None) -> Any:
+        """The numbers of every stage. Numbers are those of the last complete version; null while there is none."""
+        return await backend.results(journey_id, version, group)
+
+    @app.get("/api/journeys/{journey_id}/stages/{stage}/contacts", response_model=models.ContactList, responses=errors(404, 422, 503))
+    async def get_stage_contacts(
+        journey_id: JourneyId,
+        stage: StageNumber,
+        who: Literal["converted", "dropped_off"] = "converted",
+        group: Group = None,
+        limit: Limit = 100,
+        cursor: Cursor = None,
+    ) -> Any:
+        """The contacts behind a number of the results: those who reached the stage, or those who reached it and not the next."""
+        return await backend.listed(journey_id, stage, who, group, limit, cursor)
+
+    @app.get(
+        "/api/journeys/{journey_id}/live",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors(404, 422, 503)},
+    )
+    async def live(journey_id: JourneyId, request: Request, group: Group = None, version: Version = None) -> Any:
+        """The results as server-sent events, each time they change, at most four a second. An event `unavailable` carries an error."""
+        await backend.results(journey_id, version, group)  # what is wrong with the question is told before the stream begins
+
+        async def fetch() -> dict[str, Any]:
+            return await backend.results(journey_id, version, group)
+
+        events = backend.live.listen((journey_id, group, version), fetch, request.is_disconnected)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+# ---------------------------------------------------------------------------------------- contacts and facts
+
+
+def _contacts(app: FastAPI, backend: Backend) -> None:
+    @app.get("/api/contacts/{contact_id:path}", response_model=models.ContactAnswer, responses=errors(404, 422, 503))
+    async def one_contact(contact_id: ContactId) -> Any:
+        """What is known of a contact: its person, and where it stands on every journey, by which activities, and what is missing."""
+        return await backend.contact(contact_id)
+
+    @app.delete("/api/contacts/{contact_id:path}", status_code=204, responses=errors(422, 503))
+    async def erase_contact(contact_id: ContactId) -> None:
+        """Erases the person of a contact: all that happened until now, of all its contacts."""
+        await backend.erase(contact_id)
+
+
+def _facts(app: FastAPI, backend: Backend) -> None:
+    async def take(name: str, request: Request) -> dict[str, Any]:
+        kind = KINDS[name]
+        facts = array(await read_body(request))
+        checked = check(kind, facts, now_ms(), backend.settings.max_future_ms, strict=True)
+        answer = taken(checked, await backend.take(kind.source, checked))
+        metrics.FACTS.labels(name, "taken").inc(answer["taken"])
+        metrics.FACTS.labels(name, "refused").inc(len(answer["refused"]))
+        return answer
+
+    for name, kind in KINDS.items():
+        schema = {"$ref": f"#/components/schemas/{kind.model.__name__}"}
+        # elements are judged one by one, and the refused are listed in the answer: to the request as a whole any element will do
+        items = {"type": "array", "maxItems": 10_000, "items": {"anyOf": [schema, {}]}}
+
+        def route(name: str = name, items: dict[str, Any] = items) -> None:
+            @app.post(
+                f"/api/{name}",
+                status_code=202,
+                response_model=models.Taken,
+                responses=errors(413, 415, 422, 503),
+                openapi_extra=request_body(items),
+                name=f"send_{name}",
+                summary=f"Send {name}",
+                description="What is taken is on the topic before the answer; what is refused is listed with its index and reason.",
+            )
+            async def send(request: Request) -> Any:
+                return await take(name, request)
+
+        route()
+
+
+# ---------------------------------------------------------------------------------------- the rest
+
+
+def _operations(app: FastAPI, backend: Backend) -> None:
+    @app.get("/api/rules", response_model=models.Rules, responses=errors(422))
+    async def rules() -> Any:
+        """The catalogue of rules, for builders."""
+        return {"rules": catalogue_data()}
+
+    @app.get("/api/rejected", response_model=models.Rejected, responses=errors(422, 503))
+    async def rejected(limit: Limit = 100, cursor: Cursor = None) -> Any:
+        """What was rejected and why, newest first. A page may be shorter than the limit when records are large."""
+        return (await backend.rejected.page(limit, cursor))._asdict()
+
+    @app.get("/api/health", response_model=models.Health, responses=errors(422))
+    async def health() -> Any:
+        """The state of the whole."""
+        return await backend.health()
+
+    @app.get("/healthz", response_model=models.Alive, responses=errors(422))
+    async def alive() -> Any:
+        """This process runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", response_model=models.Ready, responses={503: {"model": models.Ready}, **errors(422)})
+    async def ready(response: Response) -> Any:
+        """Whether this process can answer: it has read the journeys, and the broker answers."""
+        found = await backend.ready()
+        response.status_code = 200 if found else 503
+        return {"ready": found}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def get_metrics() -> Response:
+        return Response(generate_latest(metrics.CONSOLE), media_type="text/plain; version=0.0.4; charset=utf-8")

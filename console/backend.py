@@ -1,0 +1,257 @@
+"""Backend: what the HTTP API asks: journeys, workers, the broker, put together. Knows no HTTP request; the arithmetic is in `results`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from agents import metrics
+from schemas.errors import Refused
+from schemas.journey import Journey, parse_journey
+from schemas.times import format_ms
+from streams.settings import Settings, aiokafka_kwargs
+
+from . import results
+from .errors import ApiError
+from .facts import Checked
+from .journeys import JourneyStore
+from .kafka import Offsets, Writer, now_ms
+from .live import Live
+from .rejected import RejectedReader
+from .workers import Answers, GroupDirectory, Workers, fixed
+
+STEADY_TRIES = 3  # how often an answer is asked for again because partitions were between two versions
+MOVING_SECONDS = (0.1, 0.2, 0.4, 0.8)  # waits while a contact's evidence is on its way to another partition
+MAX_POINTERS = 1000
+
+
+class Backend:
+    """Everything behind the API. `start()` connects; raises KafkaError or SettingsError when it cannot."""
+
+    def __init__(self, settings: Settings, broker_kind: str = "kafka") -> None:
+        self.settings = settings
+        self.broker_kind = broker_kind
+        self.topics = {short: settings.topic_prefix + short for short in (*results.SOURCES, "journeys", "rejected")}
+        kafka = aiokafka_kwargs(settings)
+        self.partition_count = settings.partitions
+        self.writer = Writer(kafka, self.partition_count)
+        self.offsets = Offsets({s: self.topics[s] for s in results.SOURCES}, kafka, self.partition_count)
+        self.store = JourneyStore(self.topics["journeys"], kafka, self._write_journey, now_ms)
+        self.rejected = RejectedReader(self.topics["rejected"], kafka)
+        self._directory = None if settings.workers else GroupDirectory(settings.group, kafka)
+        find = fixed(settings.workers) if self._directory is None else self._directory.find
+        self.workers = Workers(find, self.partition_count)
+        self.live = Live()
+        self._begins: results.Ends = {}
+
+    async def start(self) -> None:
+        await self.workers.start()
+        await self.writer.start()
+        await self.offsets.start()
+        await self.store.start()
+
+    async def stop(self) -> None:
+        for part in (self.store, self.offsets, self.writer, self.workers, self._directory):
+            if part is not None:
+                with contextlib.suppress(OSError):
+                    await part.stop()
+
+    async def _write_journey(self, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> int:
+        return await self.writer.journey(self.topics["journeys"], key, value, headers)
+
+    # ------------------------------------------------------------------ questions
+
+    async def _ask(self, path: str, query: Mapping[str, str]) -> tuple[Answers, int]:
+        """The answers of all partitions, and how far they are behind (see `results.lag`)."""
+        before = await self.offsets.ends(results.SOURCES)
+        answers = await self.workers.all_partitions(path, query)
+        after = await self.offsets.ends(("handoffs",))
+        return answers, await self._lag(before, answers.partitions, after)
+
+    async def _lag(self, before: results.Ends, partitions: Mapping[int, Mapping[str, Any]], after: results.Ends) -> int:
+        behind = results.lag(before, partitions, after, self._begins)
+        if behind:  # what is gone from the topics by retention is not behind: look where they begin now
+            self._begins = await self.offsets.begins(results.SOURCES)
+            behind = results.lag(before, partitions, after, self._begins)
+        metrics.LAG.set(behind)
+        return behind
+
+    async def _settled(self, journey: Journey, asked: int | None, group: str | None) -> tuple[results.Choice, Answers, int]:
+        """Which version all partitions can answer for, and what they say of it, from one state of each partition."""
+        newest = journey.version or 1
+        version = asked
+        for _ in range(STEADY_TRIES):
+            query = _query(journey=journey.id, version=version, group=group)
+            answers, behind = await self._ask("/internal/results", query)
+            choice = results.choose(newest, answers.partitions, asked)
+            if choice.version is None or all(said["version"] == choice.version for said in answers.partitions.values()):
+                return choice, answers, behind
+            version = choice.version
+        raise _later("partitions_unavailable", "the partitions are switching between versions; try again")
+
+    def _body(self, journey: Journey, version: int | None, answers: Answers) -> Journey:
+        """The journey as *version* says."""
+        if version is None or version == journey.version:
+            return journey
+        kept = self.store.version(journey.id, version)
+        if kept is not None:
+            return kept
+        return parse_journey(next(iter(answers.partitions.values()))["journey"])
+
+    async def results(self, id_: str, asked: int | None = None, group: str | None = None) -> dict[str, Any]:
+        """The results of a journey (contract, section 4). Raises `ApiError`: 404, 503."""
+        journey = self.store.known(id_)
+        if asked is not None and asked > (journey.version or 1):
+            raise _unknown_version(journey, asked)
+        choice, answers, behind = await self._settled(journey, asked, group)
+        if asked is not None and choice.version is None and asked != journey.version:
+            raise _unknown_version(journey, asked)
+        body = self._body(journey, choice.version, answers)
+        parts = None if choice.version is None else answers.partitions.values()
+        return {
+            "journey": id_,
+            "version": body.version,
+            "status": choice.status,
+            "progress": choice.progress,
+            "lag": behind,
+            "as_of": format_ms(answers.as_of_ms),
+            "recalculated_at": None,
+            "group": group,
+            "stages": results.rows(body, parts),
+        }
+
+    async def listed(
+        self, id_: str, stage: int, who: str, group: str | None, limit: int, cursor: str | None
+    ) -> dict[str, Any]:
+        """A page of the contacts behind a number. Raises `ApiError`: 404, 422, 503."""
+        after = results.decode_cursor(cursor).hex() if cursor is not None else None
+        journey = self.store.known(id_)
+        version: int | None = journey.version
+        for _ in range(STEADY_TRIES):
+            body = self.store.version(id_, version) if version is not None else journey
+            if body is not None and stage > len(body.stages):
+                many = "1 stage" if len(body.stages) == 1 else f"{len(body.stages)} stages"
+                raise ApiError(404, "unknown_stage", f'journey "{id_}" has {many}, not {stage}; count from 1', "stage")
+            query = _query(journey=id_, version=version, stage=stage, who=who, group=group, limit=limit, after=after)
+            answers = await self.workers.all_partitions("/internal/list", query)
+            if version is not None and all(said["version"] == version for said in answers.partitions.values()):
+                total, rows, following = results.page(answers.partitions.values(), limit)
+                return {"total": total, "contacts": rows, "cursor": following}
+            choice, _, _ = await self._settled(journey, None, group)
+            if choice.version is None:
+                return {"total": None, "contacts": [], "cursor": None}
+            version = choice.version
+        raise _later("partitions_unavailable", "the partitions are switching between versions; try again")
+
+    async def contact(self, asked: str) -> dict[str, Any]:
+        """What is known of a contact, whichever of its person's ids is asked for. Raises `ApiError`: 404, 503."""
+        before = await self.offsets.ends(results.SOURCES)
+        said = await self._holder(asked)
+        states = await self.workers.all_partitions("/internal/partitions", {})
+        after = await self.offsets.ends(("handoffs",))
+        return results.contact(asked, said, await self._lag(before, states.partitions, after))
+
+    async def _holder(self, asked: str) -> dict[str, Any]:
+        """What the partition says where the evidence of the contact's person lives: pointers are followed (design, section 6, a merge)."""
+        id_, waits = asked, iter(MOVING_SECONDS)
+        for _ in range(MAX_POINTERS):
+            said = await self._said_of(id_)
+            if said["state"] == "holder":
+                return said
+            if said["state"] == "alias":
+                id_ = said["pointer"]
+            elif id_ == asked:
+                raise ApiError(404, "unknown_contact", _nothing_known(asked))
+            else:  # the evidence was sent to it and has not come yet
+                wait = next(waits, None)
+                if wait is None:
+                    break
+                await asyncio.sleep(wait)
+        raise _later("contact_moving", f'the evidence of contact "{asked}" is on its way to another partition; try again')
+
+    async def _said_of(self, id_: str) -> dict[str, Any]:
+        for wait in (0.3, None):
+            found = [a for a in await self.workers.one("/internal/contact", {"id": id_}) if a.get("state") != "elsewhere"]
+            if found:
+                return max(found, key=lambda a: sum(p or 0 for p in (a.get("positions") or {}).values()))
+            if wait is not None:
+                await asyncio.sleep(wait)
+        raise _later("partitions_unavailable", f'no worker answers for the partition of contact "{id_}" at the moment; try again')
+
+    async def statuses(self, journeys: list[Journey]) -> dict[str, str | None]:
+        """Whether the newest version of each journey is complete on all partitions: live, calculating, or None when partitions do not answer."""
+        try:
+            answers = await self.workers.all_partitions("/internal/journeys", {})
+        except ApiError:
+            return dict.fromkeys((j.id for j in journeys), None)
+        built = [said["journeys"] for said in answers.partitions.values()]
+        return {
+            j.id: "live" if all(b.get(j.id, {}).get(str(j.version)) == 1.0 for b in built) else "calculating" for j in journeys
+        }
+
+    async def health(self) -> dict[str, Any]:
+        """State of the whole (contract, section 4). Raises nothing: what does not answer is what it tells."""
+        behind: int | None = None
+        told: dict[str, dict[str, Any] | None] = {}
+        try:
+            before = await self.offsets.ends(results.SOURCES)
+            told = await self.workers.each("/internal/partitions", {}, refresh=True)
+            after = await self.offsets.ends(("handoffs",))
+            states = {int(n): s for answer in told.values() if answer for n, s in answer["partitions"].items() if s["state"] == "live"}
+            if len(states) == self.partition_count:
+                behind = await self._lag(before, states, after)
+        except ApiError:
+            behind = None
+        return {
+            "status": "ok" if behind is not None else "degraded",
+            "lag": behind,
+            "workers": [_worker(url, answer) for url, answer in told.items()],
+            "broker": {"bootstrap": self.settings.bootstrap, "kind": self.broker_kind},
+        }
+
+    async def ready(self) -> bool:
+        """Whether this console can answer."""
+        if not self.store.loaded:
+            return False
+        try:
+            await self.offsets.ends(("handoffs",))
+        except ApiError:
+            return False
+        return True
+
+    # ------------------------------------------------------------------ facts
+
+    async def take(self, source: str, checked: Checked) -> dict[int, Refused]:
+        """Brings checked facts to their topic; by index, what the broker refused. Raises `ApiError` (503)."""
+        return await self.writer.facts(self.topics[source], checked.good)
+
+    async def erase(self, contact: str) -> None:
+        """Writes the null profile that erases the person. Raises `ApiError` (503)."""
+        await self.writer.erase(self.topics["contacts"], contact)
+
+
+def _later(code: str, message: str) -> ApiError:
+    return ApiError(503, code, message, headers={"Retry-After": "1"})
+
+
+def _nothing_known(contact: str) -> str:
+    return f'nothing is known of contact "{contact}": none of its activities meets a rule, and it has no profile and no merge'
+
+
+def _query(**values: Any) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _unknown_version(journey: Journey, asked: int) -> ApiError:
+    return ApiError(
+        404, "unknown_version", f'there are no results of version {asked} of journey "{journey.id}", which is at version {journey.version}', "version"
+    )
+
+
+def _worker(url: str, answer: dict[str, Any] | None) -> dict[str, Any]:
+    if answer is None:
+        return {"url": url, "state": "silent", "partitions": []}
+    live = sorted(int(n) for n, said in answer["partitions"].items() if said["state"] == "live")
+    return {"url": url, "state": "live" if len(live) == len(answer["partitions"]) else "recovering", "partitions": live}

@@ -1,0 +1,104 @@
+"""The command line `waypost` (contract, section 5): parses, calls, prints. Every command's work is done elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import click
+
+from streams.settings import Settings
+
+from .options import CONSOLE, TOPICS, WORKER, json_flag, out, print_json, settings_flags, table
+
+
+class Commands(click.Group):
+    """Lists commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(package_name="waypost", message="waypost %(version)s")
+def cli() -> None:
+    """Where contacts stand on their customer journeys: current within a second, exact in any order of arrival."""
+
+
+@cli.command()
+@settings_flags(*WORKER)
+def worker(settings: Settings) -> None:
+    """One worker of the group. Start as many as you have machines; partitions are shared out by themselves."""
+    _connectable(settings)
+    from agents.worker import main as run
+
+    log_to(settings, sys.stderr)
+    sys.exit(run(settings))
+
+
+@cli.command()
+@settings_flags(*CONSOLE, also={"--port": "console_port"})
+def console(settings: Settings) -> None:
+    """The HTTP API, alone. Stateless: run as many as you like."""
+    _connectable(settings)
+    from .server import run
+
+    log_to(settings, sys.stderr)
+    sys.exit(run(settings))
+
+
+@cli.command()
+@settings_flags(*(row for row in Settings.model_fields if "password" not in row))
+@json_flag
+def config(settings: Settings, as_json: bool) -> None:
+    """Which settings are in force, and where each value comes from. Secrets are masked."""
+    rows = settings.rows()
+    if as_json:
+        print_json([{"name": row.name, "value": row.value, "origin": row.origin} for row in rows])
+        return
+    shown = table("setting", "value", "from")
+    for row in rows:
+        shown.add_row(row.name, row.value, row.origin)
+    out.print(shown)
+
+
+@cli.command()
+@click.option("--check", "only_check", is_flag=True, help="Change nothing; exit 1 when something is not as it should be.")
+@settings_flags(*TOPICS)
+@json_flag
+def topics(settings: Settings, only_check: bool, as_json: bool) -> None:
+    """Creates the topics that are missing, or checks all of them."""
+    _connectable(settings)
+    from .topics import report
+
+    report(settings, only_check, as_json)
+
+
+def _connectable(settings: Settings) -> None:
+    """Fails early, with the way out, when no broker is named."""
+    from streams.settings import SettingsError
+
+    from .options import Misused
+
+    try:
+        settings.bootstrap  # noqa: B018 it raises
+    except SettingsError as error:
+        raise Misused(str(error)) from None
+
+
+def log_to(settings: Settings, stream: TextIO) -> None:
+    """Log lines as the settings say."""
+    from .logs import configure
+
+    configure(settings, stream)
+
+
+def main() -> None:
+    """The entry point of `waypost`."""
+    try:
+        cli(standalone_mode=True)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+

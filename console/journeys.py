@@ -1,0 +1,211 @@
+"""Journeys: the console's copy of the journeys topic, and the only place that writes to it. Decides no results.
+
+The topic is the truth: an answer to a write is given when the write has come back from it. Two consoles that write the same journey at the same
+moment both succeed as far as Kafka is concerned; the one whose record came second finds the other's in front of it, puts that back as a newer
+version, and tells its own writer of the conflict. So no edit that was confirmed is ever lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from schemas.errors import Refused
+from schemas.journey import Journey, body_digest, journey_json, parse_journey
+
+from .errors import ApiError
+
+log = logging.getLogger(__name__)
+
+VERSION_HEADER = "waypost_version"  # of a tombstone: the last version, so that a journey made anew goes on counting
+KEPT_VERSIONS = 50  # of a journey, for results of versions before the newest
+WRITE_SECONDS = 15.0
+Send = Callable[[bytes, bytes | None, list[tuple[str, bytes]]], Awaitable[int]]
+"""Writes (key, value, headers) to the journeys topic and gives the record's offset when the broker has it."""
+
+
+class Saved(NamedTuple):
+    """One record of the topic. `journey` is None for a deletion."""
+
+    offset: int
+    version: int
+    journey: Journey | None
+
+
+class JourneyStore:
+    """Follows the one partition of the journeys topic without a group; `put` and `delete` write to it."""
+
+    def __init__(self, topic: str, kafka: dict[str, Any], send: Send, now_ms: Callable[[], int]) -> None:
+        self._tp = TopicPartition(topic, 0)
+        self._consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **kafka)
+        self._send = send
+        self._now_ms = now_ms
+        self._last: dict[str, Saved] = {}
+        self._recent: dict[str, list[Saved]] = defaultdict(list)
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._position = 0
+        self._moved = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+        self.loaded = False
+
+    async def start(self) -> None:
+        """Connects, reads the topic to its end, then follows it. Raises KafkaError."""
+        await self._consumer.start()
+        self._consumer.assign([self._tp])
+        await self._consumer.seek_to_beginning(self._tp)
+        end = (await self._consumer.end_offsets([self._tp]))[self._tp]
+        self._task = asyncio.create_task(self._follow())
+        await self._reach(end)
+        self.loaded = True
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._consumer.stop()
+
+    # ------------------------------------------------------------------ reading
+
+    def all(self) -> list[Journey]:
+        """All journeys there are, by id."""
+        return [saved.journey for _, saved in sorted(self._last.items()) if saved.journey is not None]
+
+    def get(self, id_: str) -> Journey | None:
+        saved = self._last.get(id_)
+        return None if saved is None else saved.journey
+
+    def known(self, id_: str) -> Journey:
+        """The journey *id_*. Raises `ApiError` (404)."""
+        journey = self.get(id_)
+        if journey is None:
+            raise ApiError(404, "unknown_journey", f'there is no journey "{id_}"; GET /api/journeys lists those there are')
+        return journey
+
+    def version(self, id_: str, version: int) -> Journey | None:
+        """The journey as that version said; None when the log does not hold it any more."""
+        return next((s.journey for s in reversed(self._recent.get(id_, [])) if s.version == version and s.journey), None)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                fetched = await self._consumer.getmany(self._tp, timeout_ms=1000)
+                for record in fetched.get(self._tp, ()):
+                    self._take(record)
+                position = await self._consumer.position(self._tp)
+            except KafkaError as error:
+                log.warning("the journeys topic cannot be read at the moment, trying again: %s", error)
+                await asyncio.sleep(1.0)
+                continue
+            if position != self._position:
+                async with self._moved:
+                    self._position = position
+                    self._moved.notify_all()
+
+    def _take(self, record: Any) -> None:
+        """One record into the copy. What is no journey is told and passed over, as workers do."""
+        try:
+            id_ = (record.key or b"").decode()
+            before = self._last.get(id_)
+            if record.value is None:
+                headers = dict(record.headers or ())
+                said = int(headers.get(VERSION_HEADER, b"0"))
+                saved = Saved(record.offset, max(said, before.version if before else 0), None)
+            else:
+                journey = parse_journey(json.loads(record.value))
+                if journey.id != id_:
+                    raise ValueError(f"its id is {journey.id!r}, its key {id_!r}")
+                saved = Saved(record.offset, journey.version or 1, journey.model_copy(update={"version": journey.version or 1}))
+        except (ValueError, Refused, RecursionError) as error:
+            log.error("journeys topic, offset %s: not a journey, passed over: %s", record.offset, error)
+            return
+        self._last[id_] = saved
+        recent = self._recent[id_]
+        recent.append(saved)
+        del recent[:-KEPT_VERSIONS]
+
+    async def _reach(self, position: int) -> None:
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._position >= position)
+
+    # ------------------------------------------------------------------ writing
+
+    async def put(self, journey: Journey, expected: int | None) -> tuple[Journey, bool]:
+        """Saves *journey* as the next version; `(the journey as it is now, whether it was created)`. An equal body changes nothing.
+
+        *expected*: the version that the writer saw, or None for any. Raises `ApiError`: 412 when another version is there, 503 when the broker
+        does not answer.
+        """
+        async with self._locks[journey.id]:
+            base = self._last.get(journey.id)
+            self._guard(journey.id, base, expected)
+            current = base.journey if base is not None else None
+            if current is not None and body_digest(current) == body_digest(journey):
+                return current, False
+            version = (base.version if base is not None else 0) + 1
+            journey = journey.model_copy(update={"version": version, "saved_at": self._now_ms()})
+            own, theirs = await self._write(journey.id, base, version, journey)
+            if theirs and not (theirs.journey is not None and body_digest(theirs.journey) == body_digest(journey)):
+                await self._put_back(journey.id, own, theirs)
+                raise self._conflict(journey.id)
+            return journey, current is None
+
+    async def delete(self, id_: str, expected: int | None) -> None:
+        """Deletes the journey. Raises `ApiError`: 404, 412, 503."""
+        async with self._locks[id_]:
+            self.known(id_)
+            base = self._last[id_]
+            self._guard(id_, base, expected)
+            own, theirs = await self._write(id_, base, base.version, None)
+            if theirs and theirs.journey is not None:
+                await self._put_back(id_, own, theirs)
+                raise self._conflict(id_)
+
+    def _guard(self, id_: str, base: Saved | None, expected: int | None) -> None:
+        if expected is None:
+            return
+        found = base.version if base is not None and base.journey is not None else None
+        if found != expected:
+            is_now = f"it is at version {found} now" if found is not None else "it does not exist"
+            raise ApiError(412, "version_conflict", f'journey "{id_}" is not at version {expected}: {is_now}; read it again and repeat your edit')
+
+    @staticmethod
+    def _conflict(id_: str) -> ApiError:
+        message = f'journey "{id_}" was changed by somebody else at the same moment; read it again and repeat your edit'
+        return ApiError(412, "version_conflict", message)
+
+    async def _write(self, id_: str, base: Saved | None, version: int, journey: Journey | None) -> tuple[Saved, Saved | None]:
+        """Writes and waits until it came back: our own record, and what another console wrote between *base* and it, if anything."""
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                if journey is None:
+                    offset = await self._send(id_.encode(), None, [(VERSION_HEADER, str(version).encode())])
+                else:
+                    value = json.dumps(journey_json(journey), ensure_ascii=False).encode()
+                    offset = await self._send(id_.encode(), value, [])
+                await self._reach(offset + 1)
+        except (TimeoutError, KafkaError) as error:
+            log.warning("journey %s could not be written: %r", id_, error)
+            raise ApiError(
+                503, "broker_unavailable", "the broker did not confirm the write, which may have been made: read the journey again, then repeat"
+            ) from error
+        after = base.offset if base is not None else -1
+        between = [saved for saved in self._recent[id_] if after < saved.offset < offset]
+        return Saved(offset, version, journey), between[-1] if between else None
+
+    async def _put_back(self, id_: str, own: Saved, theirs: Saved | None) -> None:
+        """Makes *theirs*, which *own* came on top of, the newest again, under a higher version. Whoever came on top of *own* already, stays."""
+        while theirs is not None and self._last[id_].offset == own.offset:
+            version = max(own.version, theirs.version) + 1
+            journey = theirs.journey
+            if journey is not None:
+                journey = journey.model_copy(update={"version": version, "saved_at": self._now_ms()})
+            own, theirs = await self._write(id_, own, version, journey)

@@ -1,0 +1,193 @@
+"""Models: the shapes of the answers of the HTTP API (contract, section 4), from which the OpenAPI document is made. Computes nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"}, examples=["2026-01-02T03:04:05.678Z"])]
+Ratio = Annotated[float | None, Field(description="fraction, unrounded; null where the divisor is 0")]
+
+
+class ErrorDetails(_Answer):
+    code: str = Field(description="for programs, snake_case")
+    message: str = Field(description="for people: the broken rule, where it was found, the way out")
+    path: str | None = Field(description="the place inside what was sent; null when the whole of it is meant", examples=["stages[2].condition"])
+
+
+class ErrorAnswer(_Answer):
+    """What every error looks like."""
+
+    error: ErrorDetails
+
+
+class JourneyAnswer(BaseModel):
+    """A journey as it was saved, text parameters written as `{operator: value}`, with what the console knows of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    name: str
+    scheduled_recalculation: bool
+    stages: list[dict[str, Any]]
+    version: int = Field(ge=1, description="counts saved edits from 1")
+    saved_at: Time
+    status: Literal["live", "calculating"] | None = Field(description="null while not every partition has a worker that answers")
+
+
+class Journeys(_Answer):
+    journeys: list[JourneyAnswer] = Field(description="ordered by id")
+
+
+class StageRow(_Answer):
+    stage: int = Field(ge=1)
+    name: str
+    converted: int | None = Field(description="contacts that reached the stage; null while nothing is calculated yet")
+    converted_ratio: Ratio
+    dropped_off: int | None = Field(description="contacts that reached the stage and not the next; null on the last stage")
+    dropped_off_ratio: Ratio
+    kpi: int | None
+    kpi_ratio: Ratio
+    median_seconds_from_previous: float | None = Field(description="null on the first stage, and while nobody reached it")
+
+
+class Results(_Answer):
+    journey: str
+    version: int = Field(ge=1, description="the version that the numbers belong to")
+    status: Literal["live", "calculating"] = Field(description="calculating: a newer version is not complete on every partition yet")
+    progress: float = Field(ge=0, le=1, description="of the newest version, over all partitions")
+    lag: int = Field(ge=0, description="records of the input topics that these numbers do not reflect yet; 0 = all that was sent is in them")
+    as_of: Time
+    recalculated_at: Time | None
+    group: str | None
+    stages: list[StageRow]
+
+
+class ListRow(_Answer):
+    contact_id: str
+    reached_at: Time
+    groups: list[str]
+
+
+class ContactList(_Answer):
+    total: int = Field(ge=0, description="equals the number in the results")
+    contacts: list[ListRow]
+    cursor: str | None = Field(description="give it back for the next page; null on the last one")
+
+
+class MetBy(_Answer):
+    at: Time
+    activity: str = Field(description="the hash of the activity's id: blake2b of 8 bytes, as hex")
+    rule: str
+
+
+class ReachedStage(_Answer):
+    stage: int = Field(ge=1)
+    name: str
+    reached_at: Time
+    met_by: list[MetBy]
+
+
+class Missing(_Answer):
+    stage: int = Field(ge=1)
+    name: str
+    not_before: Time | None = Field(description="activities before this moment do not count; null on the first stage")
+    rules: list[str] = Field(description="what would have to happen, in sentences")
+
+
+class Standing(_Answer):
+    journey: str
+    version: int
+    stage: int = Field(ge=0, description="the furthest stage reached; 0 = none")
+    stages: list[ReachedStage]
+    missing: Missing | None = Field(description="what the next stage still needs; null when all are reached")
+    bounded: bool = Field(description="whether some hits were given up because there were too many of a rule")
+
+
+class Profile(_Answer):
+    attributes: dict[str, Any]
+    at: Time
+
+
+class ContactAnswer(_Answer):
+    contact_id: str = Field(description="as asked for")
+    survivor: str = Field(description="the contact by which the person is named")
+    aliases: list[str] = Field(description="the other contacts of the person")
+    profile: Profile | None
+    groups: list[str]
+    erased_at: Time | None
+    lag: int = Field(ge=0, description="records of the input topics that this answer does not reflect yet")
+    journeys: list[Standing]
+
+
+class RefusedItem(_Answer):
+    index: int = Field(ge=0, description="place in the array that was sent, from 0")
+    error: ErrorDetails
+
+
+class Taken(_Answer):
+    taken: int = Field(ge=0, description="how many are on the topic now")
+    refused: list[RefusedItem]
+
+
+class RuleInfo(_Answer):
+    name: str
+    category: str
+    sentence: str
+    parameters: dict[str, Any] = Field(description="a JSON Schema")
+
+
+class Rules(_Answer):
+    rules: list[RuleInfo]
+
+
+class WorkerInfo(_Answer):
+    url: str
+    state: Literal["live", "recovering", "silent"]
+    partitions: list[int]
+
+
+class BrokerInfo(_Answer):
+    bootstrap: str
+    kind: Literal["embedded", "kafka"]
+
+
+class Health(_Answer):
+    status: Literal["ok", "degraded"]
+    lag: int | None = Field(description="null when it cannot be known, because the broker or a partition does not answer")
+    workers: list[WorkerInfo]
+    broker: BrokerInfo
+
+
+class RejectedRecord(_Answer):
+    """A record as it came. Key and value are texts when they are UTF-8, else null with the bytes in base64 beside them."""
+
+    topic: str | None = Field(description="the topic it came from")
+    partition: int | None
+    offset: int | None
+    rejected_at: Time | None
+    error: str = Field(description="the broken rule")
+    key: str | None
+    key_base64: str | None
+    value: str | None
+    value_base64: str | None
+    headers: list[tuple[str, str | None]]
+
+
+class Rejected(_Answer):
+    rejected: list[RejectedRecord] = Field(description="newest first")
+    cursor: str | None
+
+
+class Alive(_Answer):
+    status: Literal["ok"]
+
+
+class Ready(_Answer):
+    ready: bool

@@ -1,0 +1,104 @@
+"""Server: runs the HTTP API under uvicorn. Connects first, then listens; ends open streams before it ends itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from aiokafka.errors import KafkaError
+
+from streams.settings import Settings
+
+from .api import build
+from .backend import Backend
+from .errors import ApiError
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 3
+
+
+class CannotStart(RuntimeError):
+    """The console cannot run; the message says why."""
+
+
+def listen(settings: Settings) -> tuple[socket.socket, str]:
+    """The socket of the API, bound, and its URL. Raises `CannotStart`."""
+    host = settings.console_host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        bound = socket.create_server((host, settings.console_port), family=family, backlog=512)
+    except OSError as error:
+        where = f"{host} port {settings.console_port}"
+        raise CannotStart(f"the console cannot listen on {where} ({error.strerror}); choose another with --port") from None
+    shown = f"[{host}]" if family == socket.AF_INET6 else host
+    return bound, f"http://{shown}:{bound.getsockname()[1]}"
+
+
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    *,
+    broker_kind: str = "kafka",
+    listener: socket.socket | None = None,
+    started: Callable[[str], None] | None = None,
+) -> None:
+    """Serves until *stop*. *started* is called with the URL once it answers. Raises `CannotStart`."""
+    if listener is None:
+        listener, url = listen(settings)
+    else:
+        host, port = listener.getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    backend = Backend(settings, broker_kind)
+    try:
+        try:
+            await backend.start()
+        except (KafkaError, ApiError, OSError) as error:
+            raise CannotStart(f"the broker at {settings.bootstrap} cannot be used: {error}") from error
+        config = uvicorn.Config(
+            build(backend), log_config=None, lifespan="off", timeout_graceful_shutdown=STOP_SECONDS, server_header=False, access_log=False
+        )
+        server = _Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        waiting = asyncio.create_task(stop.wait())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if started is not None and server.started:
+            started(url)
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        backend.live.end()
+        server.should_exit = True
+        waiting.cancel()
+        await serving
+    finally:
+        await backend.stop()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+def run(settings: Settings) -> int:
+    """`waypost console`: serves until SIGTERM or SIGINT. Returns the exit code."""
+
+    async def main() -> int:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        try:
+            await serve(settings, stop, started=lambda url: log.info("the API answers at %s/api", url))
+        except CannotStart as error:
+            log.critical("%s", error)
+            return 1
+        return 0
+
+    return asyncio.run(main())
