@@ -6,7 +6,8 @@ Both accept and refuse the same bytes. Where the two libraries differ by nature,
 - *Encoding.* msgspec does not look into fields that nobody reads, so bytes that are not ASCII pass a UTF-8 check of the whole record first.
 - *Nesting.* How deep either reads depends on how full the interpreter's stack is. A record nested deeper than `MAX_DEPTH` is therefore refused
   before; in `PLAIN_BYTES` or less nothing can be.
-- *A field given twice.* Both take the last, but msgspec refuses if any of them is bad; the way over pydantic tries each of them.
+- *A field given twice.* Both take the last, but msgspec refuses if any of them is bad; the way over pydantic tries each of them, except of a
+  field that msgspec leaves unread at first (a profile's attributes).
 - *Times.* The model reads texts with msgspec's parser (schemas.times). msgspec knows no bounds for a `datetime`, and an offset can push one
   out of the years 1 to 9999: that is tested after decoding.
 - *Whole numbers* written as floats (`1.0`), booleans as numbers: refused by both.
@@ -35,7 +36,12 @@ from .wire import MAX_BYTES, MAX_DEPTH, MAX_ID, OnTheWire
 PLAIN_BYTES = 2 * MAX_DEPTH  # so short a record cannot be nested too deep
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what a bound decode function may raise
 
-_META = {MinLen: "min_length", MaxLen: "max_length", Ge: "ge", Le: "le"}  # a model's constraint -> the compiled decoder's
+_META = {
+    MinLen: "min_length",
+    MaxLen: "max_length",
+    Ge: "ge",
+    Le: "le",
+}  # a model's constraint -> the compiled decoder's
 
 
 def _meta(metadata: Any) -> dict[str, Any]:
@@ -143,7 +149,9 @@ def activity_at_ms(activity: WireActivity) -> int:
         return at
     if 1 < at.year < 9999:
         since = at - EPOCH
-        return since.days * DAY_MS + since.seconds * 1000 + since.microseconds // 1000  # as `datetime_ms`, twice as fast
+        return (
+            since.days * DAY_MS + since.seconds * 1000 + since.microseconds // 1000
+        )  # as `datetime_ms`, twice as fast
     return _in_range(at)
 
 
@@ -172,10 +180,10 @@ def decode_profile(key: bytes | None, raw: bytes) -> WireProfile:
     _refuse_unsound(raw)
     try:
         profile = _profile_decoder(raw)
-        plain(profile.attributes)
+        attributes = plain(_object(profile.attributes)) if profile.attributes else {}
     except (*DECODE_ERRORS, ValueError) as error:
         raise _explain(ContactProfile, raw, error) from None
-    return WireProfile(profile.contact_id, tuple(profile.groups), profile.attributes, _in_range(profile.at))
+    return WireProfile(profile.contact_id, tuple(profile.groups), attributes, _in_range(profile.at))
 
 
 def decode_contact_key(key: bytes | None) -> str:
@@ -228,7 +236,9 @@ def refuse_future(at_ms: int, now_ms: int, ahead_ms: int) -> None:
 def _refuse_unsound(raw: bytes) -> None:
     """Size, encoding, nesting: what must hold before any decoder sees *raw*."""
     if len(raw) > MAX_BYTES:
-        raise Refused("too_large", f"the value has {len(raw)} bytes; at most {MAX_BYTES} are allowed, send less in one record")
+        raise Refused(
+            "too_large", f"the value has {len(raw)} bytes; at most {MAX_BYTES} are allowed, send less in one record"
+        )
     if not raw.isascii():
         try:
             raw.decode()
@@ -279,16 +289,26 @@ def parse(model: type[BaseModel], raw: bytes) -> BaseModel:
     try:
         _grammar(raw)
     except DECODE_ERRORS as error:
-        raise Refused("not_json", f"the value is not JSON ({lowered(str(error))}); send one JSON object in UTF-8") from None
+        raise Refused(
+            "not_json", f"the value is not JSON ({lowered(str(error))}); send one JSON object in UTF-8"
+        ) from None
     value = json.loads(raw.decode(), object_pairs_hook=_Object, parse_int=_whole)
     if not isinstance(value, dict):
         raise Refused("not_an_object", f"the value is {shown(value)}; send one JSON object")
-    try:
-        for name, earlier in value.pairs:  # type: ignore[attr-defined]
+    unread = {name for name, info in model.model_fields.items() if OnTheWire(msgspec.Raw) in info.metadata}
+    for name, earlier in value.pairs:  # type: ignore[attr-defined]
+        if name in unread:
+            continue
+        try:
             model.model_validate({**value, name: earlier})
+        except ValidationError as error:
+            wrong = [details for details in error.errors(include_url=False) if details["loc"][:1] == (name,)]
+            if wrong:
+                raise _sentence(wrong[0]) from None
+    try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _sentence(error) from None
+        raise _sentence(error.errors(include_url=False)[0]) from None
 
 
 def _explain(model: type[BaseModel], raw: bytes, error: Exception | None) -> Refused:
@@ -299,9 +319,9 @@ def _explain(model: type[BaseModel], raw: bytes, error: Exception | None) -> Ref
     return Refused("bad_record", f"the value was refused: {lowered(str(error))}")
 
 
-def _sentence(error: ValidationError) -> Refused:
-    """The first broken rule of *error* in words."""
-    code, path, sentence = broken(error.errors(include_url=False)[0])
+def _sentence(details: Any) -> Refused:
+    """One of pydantic's errors in words."""
+    code, path, sentence = broken(details)
     if code == "bad_value" and path in ("", "at"):
         code = "bad_time" if path else "self_merge"
     return Refused(code, f"{path}: {sentence}" if path else sentence, path or None)

@@ -141,12 +141,16 @@ class _Reader:
 
     def journey(self, data: object) -> Journey | None:
         if not isinstance(data, dict):
-            self.wrong("wrong_type", "", "journey", f"{shown(data)} is not an object; give one with {listed(JOURNEY_FIELDS)}")
+            self.wrong(
+                "wrong_type", "", "journey", f"{shown(data)} is not an object; give one with {listed(JOURNEY_FIELDS)}"
+            )
             return None
         self.unknown(data, "", "journey", JOURNEY_FIELDS, ADDED)
         id_ = self.text(data, "id", "", "journey", MAX_ID)
         if id_ is not None and not re.fullmatch(r"[a-z0-9-]+", id_):
-            self.wrong("bad_id", "id", "journey", f"id {shown(id_)} has other characters than a-z, 0-9 and -; choose another")
+            self.wrong(
+                "bad_id", "id", "journey", f"id {shown(id_)} has other characters than a-z, 0-9 and -; choose another"
+            )
         name = self.text(data, "name", "", "journey", MAX_NAME)
         scheduled = data.get("scheduled_recalculation", False)
         if not isinstance(scheduled, bool):
@@ -158,8 +162,15 @@ class _Reader:
             )
         stages = self.stages(data)
         version = data.get("version")
-        if version is not None and (not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_KPI):
-            self.wrong("bad_version", "version", "journey", f"version: {shown(version)} is not a whole number from 1; leave it out")
+        if version is not None and (
+            not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_KPI
+        ):
+            self.wrong(
+                "bad_version",
+                "version",
+                "journey",
+                f"version: {shown(version)} is not a whole number from 1; leave it out",
+            )
         saved_at = data.get("saved_at")
         if saved_at is not None:
             try:
@@ -182,8 +193,10 @@ class _Reader:
             return ()
         if not 1 <= len(rows) <= MAX_STAGES:
             self.wrong(
-                "bad_stage_count", "stages", "journey", f"{len(rows)} stages; a journey has 1 to {MAX_STAGES}, "
-                + ("remove some" if rows else "add one")
+                "bad_stage_count",
+                "stages",
+                "journey",
+                f"{len(rows)} stages; a journey has 1 to {MAX_STAGES}, " + ("remove some" if rows else "add one"),
             )
         names: dict[str, int] = {}
         stages = [self.stage(row, index, names) for index, row in enumerate(rows[:MAX_STAGES])]
@@ -192,7 +205,9 @@ class _Reader:
     def stage(self, row: object, index: int, names: dict[str, int]) -> Stage | None:
         path, where = f"stages[{index}]", f"stage {index + 1}"
         if not isinstance(row, dict):
-            self.wrong("wrong_type", path, where, f"{shown(row)} is not an object; give one with {listed(STAGE_FIELDS)}")
+            self.wrong(
+                "wrong_type", path, where, f"{shown(row)} is not an object; give one with {listed(STAGE_FIELDS)}"
+            )
             return None
         if isinstance(row.get("name"), str) and row["name"]:
             where += f" {shown(row['name'])}"
@@ -201,14 +216,25 @@ class _Reader:
         name = self.text(row, "name", path, where, MAX_NAME)
         if name is not None and names.setdefault(name, index) != index:
             self.wrong(
-                "duplicate_name", f"{path}.name", where, f"stage {names[name] + 1} has the same name; give each stage its own"
+                "duplicate_name",
+                f"{path}.name",
+                where,
+                f"stage {names[name] + 1} has the same name; give each stage its own",
             )
         kpi = row.get("kpi")
         if kpi is not None and (not isinstance(kpi, int) or isinstance(kpi, bool) or not 1 <= kpi <= MAX_KPI):
-            self.wrong("bad_kpi", f"{path}.kpi", where, f"kpi: {shown(kpi)} is not a whole number of contacts from 1; mend it or leave it out")
+            self.wrong(
+                "bad_kpi",
+                f"{path}.kpi",
+                where,
+                f"kpi: {shown(kpi)} is not a whole number of contacts from 1; mend it or leave it out",
+            )
         if "condition" not in row:
             self.wrong(
-                "missing_field", f"{path}.condition", where, 'condition is missing; add {"any": [...]} with at least one rule'
+                "missing_field",
+                f"{path}.condition",
+                where,
+                'condition is missing; add {"any": [...]} with at least one rule',
             )
             return None
         self.rules_left = MAX_RULES
@@ -223,7 +249,12 @@ class _Reader:
             self.wrong("too_deep", path, where, f"conditions are nested more than {MAX_DEPTH} deep; flatten them")
             return None
         if not isinstance(data, dict):
-            self.wrong("wrong_type", path, where, f'{what}: {shown(data)} is not an object; write {{"any": [...]}} or {{"all": [...]}}')
+            self.wrong(
+                "wrong_type",
+                path,
+                where,
+                f'{what}: {shown(data)} is not an object; write {{"any": [...]}} or {{"all": [...]}}',
+            )
             return None
         if not data:
             self.wrong("empty_condition", path, where, f"{what} is empty; {_way_out(depth)}")
@@ -240,7 +271,12 @@ class _Reader:
         op = ops[0]
         rows = data[op]
         if not isinstance(rows, list):
-            self.wrong("wrong_type", f"{path}.{op}", where, f"{what}: {op} is {shown(rows)}; give a list of rules and conditions")
+            self.wrong(
+                "wrong_type",
+                f"{path}.{op}",
+                where,
+                f"{what}: {op} is {shown(rows)}; give a list of rules and conditions",
+            )
             return None
         if not rows:
             self.wrong("empty_condition", path, where, f"{what} is empty; {_way_out(depth)}")
@@ -267,13 +303,21 @@ class _Reader:
     def rule(self, row: dict[Any, Any], path: str, where: str) -> Rule | None:
         self.rules_left -= 1
         if self.rules_left < 0:
-            self.wrong("too_many_rules", path, where, f"more than {MAX_RULES} rules in one stage; use one_of or matches, or remove some")
+            self.wrong(
+                "too_many_rules",
+                path,
+                where,
+                f"more than {MAX_RULES} rules in one stage; use one_of or matches, or remove some",
+            )
             return None
         name, types = row["rule"], catalogue()
         rule_type = types.get(name) if isinstance(name, str) else None
         if rule_type is None:
             self.wrong(
-                "unknown_rule", f"{path}.rule", where, f"unknown rule {shown(name)};{meant(name, types) or ' use one of ' + listed(types)}"
+                "unknown_rule",
+                f"{path}.rule",
+                where,
+                f"unknown rule {shown(name)};{meant(name, types) or ' use one of ' + listed(types)}",
             )
             return None
         where = f"{where}, {name}"
@@ -281,7 +325,9 @@ class _Reader:
         known = tuple(rule_type.model_fields)
         for op in OPS:
             if op in given and op not in known:
-                self.wrong("rule_and_condition", path, where, f"a rule cannot have {op}; put the rule inside the list of {op}")
+                self.wrong(
+                    "rule_and_condition", path, where, f"a rule cannot have {op}; put the rule inside the list of {op}"
+                )
                 return None
         before = len(self.errors)
         self.unknown(given, path, where, known)
@@ -291,7 +337,12 @@ class _Reader:
             for details in error.errors(include_url=False):
                 code, inner, sentence = broken(details)
                 parameter = str(details["loc"][0]) if details["loc"] else ""
-                self.wrong(code, f"{path}.{inner}" if inner else path, where, f"{parameter}: {sentence}" if parameter else sentence)
+                self.wrong(
+                    code,
+                    f"{path}.{inner}" if inner else path,
+                    where,
+                    f"{parameter}: {sentence}" if parameter else sentence,
+                )
             return None
         return rule if len(self.errors) == before else None
 
@@ -308,12 +359,16 @@ class _Reader:
         elif len(value) > longest:
             self.wrong("too_long", at, where, f"{name} has {len(value)} characters; give at most {longest}")
         elif not valid_unicode(value):
-            self.wrong("bad_text", at, where, f"{name} is not valid Unicode (a lone surrogate); write the character itself")
+            self.wrong(
+                "bad_text", at, where, f"{name} is not valid Unicode (a lone surrogate); write the character itself"
+            )
         else:
             return value
         return None
 
-    def unknown(self, data: dict[Any, Any], path: str, where: str, known: tuple[str, ...], silent: tuple[str, ...] = ()) -> None:
+    def unknown(
+        self, data: dict[Any, Any], path: str, where: str, known: tuple[str, ...], silent: tuple[str, ...] = ()
+    ) -> None:
         for name in data:
             if name not in known and name not in silent:
                 at = f"{path}.{name}".lstrip(".") if isinstance(name, str) and name.isidentifier() else path

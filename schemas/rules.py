@@ -19,6 +19,7 @@ from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from .activity import FIELDS
 from .text import Contains, Equals, Operand, TextTest
@@ -88,6 +89,11 @@ def _said(value: object) -> str:
     return value.describe() if isinstance(value, TextTest) else f'"{value}"' if isinstance(value, str) else str(value)
 
 
+def _given(parameter: str) -> JsonDict:
+    """JSON Schema: *parameter* is there and not null."""
+    return {"required": [parameter], "properties": {parameter: {"not": {"type": "null"}}}}
+
+
 # -- built in (contract, section 2) -----------------------------------------------------------------------------------------
 
 
@@ -112,8 +118,9 @@ class VisitedUrl(Rule):
 class LandedOnPage(Rule):
     name = "landed_on_page"
     category = "Pages"
-    sentence = "landed on[ page {page}][ a URL {url}]"
+    sentence = "landed on a page[ {page}][ with a URL {url}]"
     types = frozenset({"landingpage"})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_given("page"), _given("url")]})
     page: Equals | None = None
     url: Contains | None = None
 

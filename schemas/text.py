@@ -126,7 +126,10 @@ class Text:
         if isinstance(value, str):
             value = {self.default: value}
         if not isinstance(value, dict):
-            raise _bad("type", f"{shown(value)} is neither a text nor an operator with a value; write \"text\" or {{{self.default}: \"text\"}}")
+            raise _bad(
+                "type",
+                f'{shown(value)} is neither a text nor an operator with a value; write "text" or {{{self.default}: "text"}}',
+            )
         if len(value) != 1:
             raise _bad("operators", f"{len(value)} operators; give exactly one of {', '.join(OPERATORS)}")
         ((name, operand),) = value.items()
@@ -134,14 +137,18 @@ class Text:
             raise _bad("operator", f"unknown operator {shown(name)}; use one of {', '.join(OPERATORS)}")
         if name == "one_of":
             if not isinstance(operand, list | tuple) or not operand:
-                raise _bad("operand", f"{shown(operand)} is not a list of texts; write [\"first\", \"second\"]", ".one_of")
+                raise _bad("operand", f'{shown(operand)} is not a list of texts; write ["first", "second"]', ".one_of")
             return TextTest(name, tuple(self._text(text, f".one_of[{i}]") for i, text in enumerate(operand)))
         text = self._text(operand, f".{name}")
         if name == "matches":
             try:
                 pattern(text)
             except re2.error as error:
-                raise _bad("pattern", f"{shown(text)} is not a pattern of RE2 ({_said(error)}); mend it, or use contains", ".matches") from None
+                raise _bad(
+                    "pattern",
+                    f"{shown(text)} is not a pattern of RE2 ({_said(error)}); mend it, or use contains",
+                    ".matches",
+                ) from None
         return TextTest(name, text)
 
     @staticmethod
@@ -155,7 +162,9 @@ class Text:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise _bad("operand", f"{shown(value)} is not valid Unicode (a lone surrogate); write the character itself", at) from None
+            raise _bad(
+                "operand", f"{shown(value)} is not valid Unicode (a lone surrogate); write the character itself", at
+            ) from None
         return value
 
 

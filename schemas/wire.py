@@ -10,7 +10,9 @@ from .errors import Refused
 from .times import FIRST_MS, LAST_MS, parse_ms
 
 MAX_BYTES = 1024 * 1024  # of one record's value (design, section 3, bad input)
-MAX_DEPTH = 500  # of objects and lists inside each other in one record; below what the interpreter's stack holds anywhere
+MAX_DEPTH = (
+    500  # of objects and lists inside each other in one record; below what the interpreter's stack holds anywhere
+)
 MAX_ID = 200  # characters of the id of a contact, an activity, a merge
 MAX_TYPE = 250  # characters of an activity's type
 

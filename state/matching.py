@@ -27,7 +27,16 @@ MEMO_ITEMS = 100_000  # values remembered and rules found for them, over all ind
 MEMO_CHARS = 512  # longer values are looked up each time
 TYPES_KEPT = 10_000  # spellings of activity types remembered
 FEW = 8  # so many rules may share a pivot before another test makes a better one
-COST = {"equals": 0, "one_of": 0, "starts_with": 1, "ends_with": 1, "contains": 1, "matches": 2, "not_equals": 3, "not_contains": 4}
+COST = {
+    "equals": 0,
+    "one_of": 0,
+    "starts_with": 1,
+    "ends_with": 1,
+    "contains": 1,
+    "matches": 2,
+    "not_equals": 3,
+    "not_contains": 4,
+}
 
 Keys = tuple[bytes, ...]
 Check = Callable[[WireActivity], bool]
@@ -295,7 +304,9 @@ def _possible(tests: tuple[FieldTest, ...]) -> list[FieldTest] | None:
 def _operands(test: FieldTest) -> list[tuple[str, str, str]]:
     operands = test.operand if isinstance(test.operand, tuple) else (test.operand,)
     operator = "equals" if test.operator == "one_of" else test.operator
-    return [(test.field, operator, operand) for operand in {o if operator == "matches" else o.casefold() for o in operands}]
+    return [
+        (test.field, operator, operand) for operand in {o if operator == "matches" else o.casefold() for o in operands}
+    ]
 
 
 def _pivot_rank(test: FieldTest, shared: Counter[tuple[str, str, str]]) -> tuple[bool, int, int, int]:
