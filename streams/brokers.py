@@ -17,6 +17,7 @@ from typing import Self
 from streams.guarded import GuardedProcess
 
 HOST = "127.0.0.1"
+EMBEDDED_CLUSTER_ID = "waypost-embedded"  # by this a client knows which kind of broker it speaks to
 READY_SECONDS = 20.0
 
 
@@ -63,7 +64,7 @@ class EmbeddedBroker:
             url = f"tcp://{self.bootstrap}"
             env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
             process = GuardedProcess(
-                [binary, "broker", "--storage-engine", "memory://tansu/", "--cluster-id", "waypost-embedded",
+                [binary, "broker", "--storage-engine", "memory://tansu/", "--cluster-id", EMBEDDED_CLUSTER_ID,
                  "--listener-url", url, "--advertised-listener-url", url], log=self.log, cwd=self.data_dir, env=env)
             try:
                 self._await_ready(process)
