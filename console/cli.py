@@ -9,7 +9,7 @@ import click
 
 from streams.settings import Settings
 
-from .options import CONSOLE, TOPICS, WORKER, json_flag, out, print_json, settings_flags, table
+from .options import CONSOLE, TOPICS, UP, WORKER, Failed, json_flag, out, print_json, settings_flags, table
 
 
 class Commands(click.Group):
@@ -23,6 +23,18 @@ class Commands(click.Group):
 @click.version_option(package_name="waypost", message="waypost %(version)s")
 def cli() -> None:
     """Where contacts stand on their customer journeys: current within a second, exact in any order of arrival."""
+
+
+@cli.command()
+@settings_flags(*UP, also={"--port": "console_port", "--data": "data_dir"})
+def up(settings: Settings) -> None:
+    """Everything in one command: topics, a worker, the console; without --broker, a broker in memory too."""
+    from .supervisor import run_up
+
+    log_to(settings, sys.stderr, "WARNING")
+    reason = run_up(settings, out)
+    if reason is not None:
+        raise Failed(reason)
 
 
 @cli.command()
@@ -86,11 +98,11 @@ def _connectable(settings: Settings) -> None:
         raise Misused(str(error)) from None
 
 
-def log_to(settings: Settings, stream: TextIO) -> None:
-    """Log lines as the settings say."""
+def log_to(settings: Settings, stream: TextIO, least: str | None = None) -> None:
+    """Log lines as the settings say; *least*: the level where they say nothing."""
     from .logs import configure
 
-    configure(settings, stream)
+    configure(settings, stream, least)
 
 
 def main() -> None:

@@ -27,13 +27,14 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure(settings: Settings, stream: TextIO) -> None:
-    """Sends all log lines to *stream*, those of the libraries from warnings up."""
+def configure(settings: Settings, stream: TextIO, least: str | None = None) -> None:
+    """Sends log lines to *stream*, those of the libraries from warnings up. *least*: the level where the settings name none."""
+    level = settings.log_level if least is None or settings.origin_of("log_level") != "default" else least
     handler = logging.StreamHandler(stream)
     if settings.log_format == "json":
         handler.setFormatter(JsonLines())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     for name, level in QUIET.items():
-        logging.getLogger(name).setLevel(max(level, logging.getLevelName(settings.log_level)))
+        logging.getLogger(name).setLevel(max(level, logging.getLevelName(level)))

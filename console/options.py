@@ -26,6 +26,7 @@ WORKER = (
     "worker_host", "worker_port", "worker_advertised_url", "max_future_hours", "max_merges", "totals_interval_seconds", *LOGS,
 )  # fmt: skip
 CONSOLE = (*BROKER, "partitions", "group", "workers", "console_host", "console_port", "max_future_hours", *LOGS)
+UP = tuple(name for name in dict.fromkeys((*TOPICS, *CONSOLE, *WORKER)) if name != "workers")
 
 _SPECS = {spec.name: spec for spec in TABLE}
 F = TypeVar("F", bound=Callable[..., Any])
