@@ -53,7 +53,7 @@ class Stack:
         self._worker: GuardedProcess | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._stop = asyncio.Event()
-        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.broken: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         """Resolves to a sentence when it cannot go on."""
 
     @property
@@ -134,7 +134,7 @@ class Stack:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while time.monotonic() < until:
                 if self.broken.done():
-                    raise CannotStart(self.broken.result())
+                    raise CannotStart(self.broken.result() or "")
                 try:
                     async with session.get(worker_url + "/readyz") as response:
                         if response.status == 200:
@@ -189,11 +189,16 @@ class Stack:
 
 async def until_told(stack: Stack) -> str | None:
     """Waits for Ctrl-C or SIGTERM (None), or until the stack cannot go on (the reason)."""
-    told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    told: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+
+    def tell() -> None:
+        if not told.done():
+            told.set_result(None)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, lambda: told.done() or told.set_result(None))
-    await asyncio.wait([told, stack.broken], return_when=asyncio.FIRST_COMPLETED)
-    return None if told.done() else stack.broken.result()
+        asyncio.get_running_loop().add_signal_handler(number, tell)
+    done, _ = await asyncio.wait((told, stack.broken), return_when=asyncio.FIRST_COMPLETED)
+    return done.pop().result()
 
 
 def run_up(settings: Settings, screen: Console) -> str | None:
