@@ -69,7 +69,10 @@ class Rule(BaseModel):
         return tuple(tests)
 
     def accepts(self, activity: Any) -> bool:
-        """What tests cannot say; *activity* has the fields of `schemas.activity.Activity`, and passed the tests. Must be pure."""
+        """What tests cannot say. *activity* passed the tests; its fields are those of `schemas.activity.Activity`, `at` in milliseconds.
+
+        Must be pure: the same answer for the same activity, always, or a replay would contradict what was counted.
+        """
         return True
 
     def describe(self) -> str:

@@ -13,10 +13,11 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import ahocorasick
+import msgspec
 import re2
 
 from schemas.activity import FIELDS
-from schemas.codec import WireActivity
+from schemas.codec import WireActivity, activity_at_ms
 from schemas.rules import FieldTest, Rule, rule_key
 from schemas.text import OPERATORS, RE2_OPTIONS, folded, pattern
 
@@ -246,7 +247,7 @@ class Matcher:
     def _own_code(self, rule: Rule) -> Check:
         def accepts(activity: WireActivity) -> bool:
             try:
-                return bool(rule.accepts(activity))
+                return bool(rule.accepts(msgspec.structs.replace(activity, at=activity_at_ms(activity))))  # type: ignore[type-var]
             except Exception:  # code of other people: it must not stop a worker; it is counted and shown
                 self.faults[rule.name] += 1
                 return False
