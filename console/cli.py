@@ -9,14 +9,9 @@ import click
 
 from streams.settings import Settings
 
-from .options import CONSOLE, TOPICS, UP, WORKER, Failed, json_flag, out, print_json, settings_flags, table
-
-
-class Commands(click.Group):
-    """Lists commands in the order in which they were added."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+from .cli_journeys import contact, journey
+from .cli_send import send
+from .options import CONSOLE, TOPICS, UP, WORKER, Commands, Failed, json_flag, out, print_json, settings_flags, table
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -41,7 +36,7 @@ def up(settings: Settings) -> None:
 @settings_flags(*WORKER)
 def worker(settings: Settings) -> None:
     """One worker of the group. Start as many as you have machines; partitions are shared out by themselves."""
-    _connectable(settings)
+    connectable(settings)
     from agents.worker import main as run
 
     log_to(settings, sys.stderr)
@@ -52,7 +47,7 @@ def worker(settings: Settings) -> None:
 @settings_flags(*CONSOLE, also={"--port": "console_port"})
 def console(settings: Settings) -> None:
     """The HTTP API, alone. Stateless: run as many as you like."""
-    _connectable(settings)
+    connectable(settings)
     from .server import run
 
     log_to(settings, sys.stderr)
@@ -80,13 +75,18 @@ def config(settings: Settings, as_json: bool) -> None:
 @json_flag
 def topics(settings: Settings, only_check: bool, as_json: bool) -> None:
     """Creates the topics that are missing, or checks all of them."""
-    _connectable(settings)
+    connectable(settings)
     from .topics import report
 
     report(settings, only_check, as_json)
 
 
-def _connectable(settings: Settings) -> None:
+cli.add_command(journey)
+cli.add_command(contact)
+cli.add_command(send)
+
+
+def connectable(settings: Settings) -> None:
     """Fails early, with the way out, when no broker is named."""
     from streams.settings import SettingsError
 

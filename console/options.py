@@ -35,6 +35,13 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+class Commands(click.Group):
+    """Lists commands in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
 def settings_flags(*names: str, also: dict[str, str] | None = None) -> Callable[[F], F]:
     """A decorator: flags for the settings *names*; the command gets `settings`, loaded. *also*: shorter flags, flag -> setting.
 
