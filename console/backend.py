@@ -11,6 +11,7 @@ from agents import metrics
 from schemas.errors import Refused
 from schemas.journey import Journey, parse_journey
 from schemas.times import format_ms
+from streams.reader import broker_kind
 from streams.settings import Settings, aiokafka_kwargs
 
 from . import results
@@ -28,11 +29,11 @@ MAX_POINTERS = 1000
 
 
 class Backend:
-    """Everything behind the API. `start()` connects; raises KafkaError or SettingsError when it cannot."""
+    """Everything behind the API. `start()` connects; raises KafkaError, ReaderError or SettingsError when it cannot."""
 
-    def __init__(self, settings: Settings, broker_kind: str = "kafka") -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.broker_kind = broker_kind
+        self.broker_kind = "kafka"
         self.topics = {short: settings.topic_prefix + short for short in (*results.SOURCES, "journeys", "rejected")}
         kafka = aiokafka_kwargs(settings)
         self.partition_count = settings.partitions
@@ -47,6 +48,8 @@ class Backend:
         self._begins: results.Ends = {}
 
     async def start(self) -> None:
+        self.broker_kind = await asyncio.to_thread(broker_kind, self.settings)
+        self.offsets.exact_ends = self.broker_kind == "kafka"
         await self.workers.start()
         await self.writer.start()
         await self.offsets.start()

@@ -21,6 +21,22 @@ def cli() -> None:
 
 
 @cli.command()
+@click.option("--exit", "exit_after", is_flag=True, help="End when the results are shown, instead of staying up.")
+@settings_flags(*UP, also={"--port": "console_port", "--data": "data_dir"})
+def demo(settings: Settings, exit_after: bool) -> None:
+    """Plays a shop's events through everything, and shows the results and where to look.
+
+    With --broker it plays on your Kafka, in topics of its own, which it deletes in the end.
+    """
+    from .demo import run_demo
+
+    log_to(settings, sys.stderr, "WARNING")
+    reason = run_demo(settings, out, exit_after)
+    if reason is not None:
+        raise Failed(reason)
+
+
+@cli.command()
 @settings_flags(*UP, also={"--port": "console_port", "--data": "data_dir"})
 def up(settings: Settings) -> None:
     """Everything in one command: topics, a worker, the console; without --broker, a broker in memory too."""

@@ -13,7 +13,7 @@ from rich.text import Text
 from .options import table
 
 NOTHING = "–"
-BAR_CELLS = 20
+BAR_CELLS = 12
 
 
 def number(value: int | None) -> str:
@@ -44,9 +44,11 @@ def duration(seconds: float | None) -> str:
 
 
 def funnel(results: Mapping[str, Any], title: str | None = None) -> Table:
-    """The rows of results as a table with bars."""
-    right = ("contacts", "of previous", "dropped off", "", "KPI", "of KPI", "median wait")
-    shown = table("", "stage", "contacts", "share", "of previous", "dropped off", "", "KPI", "of KPI", "median wait", title=title, right=right)
+    """The rows of results as a table with bars; fits into 80 columns unless names are long."""
+    right = ("contacts", "step", "lost", "KPI", "median wait")
+    shown = table("", "stage", "contacts", "", "step", "lost", "KPI", "median wait", title=title, right=right)
+    for column in shown.columns[2:]:
+        column.no_wrap = True
     rows = results["stages"]
     most = max((row["converted"] or 0 for row in rows), default=0)
     previous = rows[0]["converted"] if rows else None
@@ -59,9 +61,7 @@ def funnel(results: Mapping[str, Any], title: str | None = None) -> Table:
             number(n),
             Text("█" * filled + "·" * (BAR_CELLS - filled), style="blue"),
             percent(n, previous),
-            number(dropped),
-            percent(dropped, n),
-            number(row["kpi"]),
+            NOTHING if dropped is None else f"{number(dropped)}  {percent(dropped, n)}",
             percent(n, row["kpi"]),
             duration(row["median_seconds_from_previous"]),
         )

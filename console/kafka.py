@@ -97,12 +97,15 @@ def _too_large(error: Exception) -> Refused:
 
 
 class Offsets:
-    """Asks where the partitions of the input topics begin and end."""
+    """Asks where the partitions of the input topics begin and end. `exact_ends`: what the broker lists as the end is the end."""
 
     def __init__(self, topics: Mapping[str, str], kafka: dict[str, Any], partition_count: int) -> None:
         self._topics = dict(topics)  # source -> topic
         self._partition_count = partition_count
-        self._consumer = AIOKafkaConsumer(enable_auto_commit=False, **kafka)
+        self._consumer = AIOKafkaConsumer(enable_auto_commit=False, isolation_level="read_committed", **kafka)
+        self._fetching = asyncio.Lock()
+        self._true_ends: dict[TopicPartition, tuple[int, int]] = {}  # partition -> (end as listed, true end)
+        self.exact_ends = True
 
     async def start(self) -> None:
         await self._consumer.start()
@@ -118,6 +121,8 @@ class Offsets:
         wanted = self._partitions(sources)
         async with broker(ASK_SECONDS):
             found = await self._consumer.end_offsets(list(wanted))
+            if not self.exact_ends:
+                found = await self._by_fetching(found)
         return {wanted[tp]: offset for tp, offset in found.items()}
 
     async def begins(self, sources: Iterable[str]) -> Ends:
@@ -126,6 +131,24 @@ class Offsets:
         async with broker(ASK_SECONDS):
             found = await self._consumer.beginning_offsets(list(wanted))
         return {wanted[tp]: offset for tp, offset in found.items()}
+
+    async def _by_fetching(self, listed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """The true ends on the embedded broker, which lists the first offset of the last batch plus one (see streams.reader).
+
+        The end that comes with fetched records is right: so the last batches are fetched, unless they are the same as the last time.
+        """
+        async with self._fetching:
+            changed = {tp: end for tp, end in listed.items() if end and self._true_ends.get(tp, (0, 0))[0] != end}
+            if changed:
+                self._consumer.assign(list(changed))
+                for tp, end in changed.items():
+                    self._consumer.seek(tp, end - 1)
+            while changed:
+                for tp, records in (await self._consumer.getmany(timeout_ms=1000)).items():
+                    seen = max(self._consumer.highwater(tp) or 0, records[-1].offset + 1)
+                    self._true_ends[tp] = (max(listed[tp], changed.pop(tp, 0)), seen)
+                    self._consumer.pause(tp)
+            return {tp: self._true_ends[tp][1] if end else 0 for tp, end in listed.items()}
 
 
 def now_ms() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -31,8 +32,18 @@ UP = tuple(name for name in dict.fromkeys((*TOPICS, *CONSOLE, *WORKER)) if name 
 _SPECS = {spec.name: spec for spec in TABLE}
 F = TypeVar("F", bound=Callable[..., Any])
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+FILE_COLUMNS = 120  # where output is no terminal, and so has no width
+
+
+def _console(stderr: bool = False) -> Console:
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = FILE_COLUMNS
+    return made
+
+
+out = _console()
+err = _console(stderr=True)
 
 
 class Commands(click.Group):
@@ -113,7 +124,7 @@ def print_json(value: Any) -> None:
 
 def table(*columns: str, title: str | None = None, right: tuple[str, ...] = ()) -> Table:
     """A table as all commands print them; *right*: columns of figures."""
-    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    made = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), title_style="bold")
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made

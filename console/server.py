@@ -12,6 +12,7 @@ from collections.abc import Callable
 import uvicorn
 from aiokafka.errors import KafkaError
 
+from streams.reader import ReaderError
 from streams.settings import Settings
 
 from .api import build
@@ -44,7 +45,6 @@ async def serve(
     settings: Settings,
     stop: asyncio.Event,
     *,
-    broker_kind: str = "kafka",
     listener: socket.socket | None = None,
     started: Callable[[str], None] | None = None,
 ) -> None:
@@ -54,11 +54,11 @@ async def serve(
     else:
         host, port = listener.getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    backend = Backend(settings, broker_kind)
+    backend = Backend(settings)
     try:
         try:
             await backend.start()
-        except (KafkaError, ApiError, OSError) as error:
+        except (KafkaError, ReaderError, ApiError, OSError) as error:
             raise CannotStart(f"the broker at {settings.bootstrap} cannot be used: {error}") from error
         config = uvicorn.Config(
             build(backend), log_config=None, lifespan="off", timeout_graceful_shutdown=STOP_SECONDS, server_header=False, access_log=False

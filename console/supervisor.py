@@ -95,7 +95,7 @@ class Stack:
         self._say("starting the console")
         answering = asyncio.Event()
         serving = asyncio.create_task(
-            serve(self.settings, self._stop, broker_kind=self.broker_kind, listener=listener, started=lambda _: answering.set())
+            serve(self.settings, self._stop, listener=listener, started=lambda _: answering.set())
         )
         self._tasks.append(serving)
         while not answering.is_set() and not serving.done():
