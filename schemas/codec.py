@@ -321,7 +321,6 @@ def _explain(model: type[BaseModel], raw: bytes, error: Exception | None) -> Ref
 
 def _sentence(details: Any) -> Refused:
     """One of pydantic's errors in words."""
-    code, path, sentence = broken(details)
-    if code == "bad_value" and path in ("", "at"):
-        code = "bad_time" if path else "self_merge"
-    return Refused(code, f"{path}: {sentence}" if path else sentence, path or None)
+    what = broken(details)
+    code = {"at": "bad_time", "": "self_merge"}.get(what.path, what.code) if what.code == "bad_value" else what.code
+    return Refused(code, what.told_of(what.path), what.path or None)

@@ -335,14 +335,9 @@ class _Reader:
             rule = rule_type.model_validate({key: given[key] for key in known if key in given})
         except ValidationError as error:
             for details in error.errors(include_url=False):
-                code, inner, sentence = broken(details)
+                what = broken(details)
                 parameter = str(details["loc"][0]) if details["loc"] else ""
-                self.wrong(
-                    code,
-                    f"{path}.{inner}" if inner else path,
-                    where,
-                    f"{parameter}: {sentence}" if parameter else sentence,
-                )
+                self.wrong(what.code, f"{path}.{what.path}" if what.path else path, where, what.told_of(parameter))
             return None
         return rule if len(self.errors) == before else None
 

@@ -25,6 +25,12 @@ class Broken(NamedTuple):
     path: str
     sentence: str
 
+    def told_of(self, place: str) -> str:
+        """The sentence with *place* before it."""
+        if not place:
+            return self.sentence
+        return f"{place} {self.sentence}" if self.sentence.startswith(("is ", "has ")) else f"{place}: {self.sentence}"
+
 
 def broken(details: Any) -> Broken:
     """What one entry of `ValidationError.errors()` says."""

@@ -13,6 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from .errors import shown
+from .sentences import meant
 
 MAX_OPERAND = 4000  # characters of one text or pattern
 Operand = str | tuple[str, ...]
@@ -134,10 +135,14 @@ class Text:
             raise _bad("operators", f"{len(value)} operators; give exactly one of {', '.join(OPERATORS)}")
         ((name, operand),) = value.items()
         if not isinstance(name, str) or name not in OPERATORS:
-            raise _bad("operator", f"unknown operator {shown(name)}; use one of {', '.join(OPERATORS)}")
+            raise _bad(
+                "operator",
+                f"unknown operator {shown(name)};{meant(name, OPERATORS) or ' use one of ' + ', '.join(OPERATORS)}",
+            )
         if name == "one_of":
             if not isinstance(operand, list | tuple) or not operand:
-                raise _bad("operand", f'{shown(operand)} is not a list of texts; write ["first", "second"]', ".one_of")
+                what = "the list is empty" if operand in ([], ()) else f"{shown(operand)} is not a list of texts"
+                raise _bad("operand", f'{what}; write ["first", "second"]', ".one_of")
             return TextTest(name, tuple(self._text(text, f".one_of[{i}]") for i, text in enumerate(operand)))
         text = self._text(operand, f".{name}")
         if name == "matches":
