@@ -7,8 +7,6 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import msgspec
-
 from schemas import codec
 from schemas.errors import Refused
 from schemas.hashing import h8
@@ -20,7 +18,6 @@ from state.matching import Matcher
 from . import handoffs, metrics
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 class Record(Protocol):
@@ -47,27 +44,28 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     hits: dict[str, list[tuple[bytes, bytes]]] = {}
     ids: dict[bytes, str] = {}
     refused: list[tuple[Record, Refused]] = []
-    decode, match, limit_bytes = codec.activity_decoder, matcher.match, codec.MAX_BYTES
+    decode, match, plain_bytes = codec.activity_decoder, matcher.match, codec.PLAIN_BYTES
     latest_ms = now_ms + ahead_ms
     latest = _EPOCH + dt.timedelta(milliseconds=min(latest_ms, 253_402_300_799_000))
     n_hits = 0
     for record in records:
         raw = record.value
         try:
-            if raw is None or len(raw) > limit_bytes:
-                raise codec.explain_activity(raw)
-            try:
-                activity = decode(raw)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                raise codec.explain_activity(raw) from None
+            if raw is not None and len(raw) <= plain_bytes and raw.isascii():
+                try:
+                    activity = decode(raw)
+                except codec.DECODE_ERRORS:
+                    raise codec.explain_activity(raw) from None
+            else:
+                activity = codec.decode_activity(raw)
             at = activity.at
             if at > latest if type(at) is not int else at > latest_ms:
                 codec.refuse_future(codec.activity_at_ms(activity), now_ms, ahead_ms)
             rules = match(activity)
             if not rules:
                 continue
+            at_ms = codec.activity_at_ms(activity)  # refuses what an offset pushed out of the calendar
             n_hits += 1
-            at_ms = at if type(at) is int else (at - _EPOCH) // _MILLISECOND
             id_ = activity.id or codec.activity_id(activity, raw)
             hit = (at_ms + BIAS).to_bytes(8, "big") + h8(id_)
             ids[hit] = id_

@@ -121,8 +121,10 @@ _object = msgspec.json.Decoder(dict[str, Any]).decode
 # -- activities -----------------------------------------------------------------------------------------------------------
 
 
-def decode_activity(raw: bytes) -> WireActivity:
+def decode_activity(raw: bytes | None) -> WireActivity:
     """The activity that *raw* says. Raises `Refused`, whatever the bytes are."""
+    if raw is None:
+        raise explain_activity(raw)
     if len(raw) > PLAIN_BYTES or not raw.isascii():
         _refuse_unsound(raw)
     try:
