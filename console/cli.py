@@ -9,9 +9,23 @@ import click
 
 from streams.settings import Settings
 
+from .cli_check import check
 from .cli_journeys import contact, journey
 from .cli_send import send
-from .options import CONSOLE, TOPICS, UP, WORKER, Commands, Failed, json_flag, out, print_json, settings_flags, table
+from .options import (
+    CONSOLE,
+    TOPICS,
+    UP,
+    WORKER,
+    Commands,
+    Failed,
+    connectable,
+    json_flag,
+    out,
+    print_json,
+    settings_flags,
+    table,
+)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -100,18 +114,7 @@ def topics(settings: Settings, only_check: bool, as_json: bool) -> None:
 cli.add_command(journey)
 cli.add_command(contact)
 cli.add_command(send)
-
-
-def connectable(settings: Settings) -> None:
-    """Fails early, with the way out, when no broker is named."""
-    from streams.settings import SettingsError
-
-    from .options import Misused
-
-    try:
-        settings.bootstrap  # noqa: B018 it raises
-    except SettingsError as error:
-        raise Misused(str(error)) from None
+cli.add_command(check)
 
 
 def log_to(settings: Settings, stream: TextIO, least: str | None = None) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from streams.settings import Settings
 
 from .facts import KINDS
-from .options import BROKER, Failed, Misused, err, json_flag, out, print_json, settings_flags
+from .options import BROKER, Failed, Misused, connectable, err, json_flag, out, print_json, settings_flags
 
 SHOWN_BAD = 100
 
@@ -30,7 +30,6 @@ def send(kind: str, file: str, settings: Settings, as_json: bool) -> None:
 
     Bad lines are listed, the good ones sent; exit code 1 when there were bad ones.
     """
-    from .cli import connectable
     from .sending import CannotSend, Sender, lines, partition_count
 
     connectable(settings)

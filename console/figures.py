@@ -13,7 +13,7 @@ from rich.text import Text
 from .options import table
 
 NOTHING = "–"
-BAR_CELLS = 12
+BAR_CELLS = 10
 
 
 def number(value: int | None) -> str:
@@ -45,8 +45,8 @@ def duration(seconds: float | None) -> str:
 
 def funnel(results: Mapping[str, Any], title: str | None = None) -> Table:
     """The rows of results as a table with bars; fits into 80 columns unless names are long."""
-    right = ("contacts", "step", "lost", "KPI", "median wait")
-    shown = table("", "stage", "contacts", "", "step", "lost", "KPI", "median wait", title=title, right=right)
+    right = ("contacts", "step", "lost", "KPI", "wait")
+    shown = table("", "stage", "contacts", "", "step", "lost", "KPI", "wait", title=title, right=right)
     for column in shown.columns[2:]:
         column.no_wrap = True
     rows = results["stages"]

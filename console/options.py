@@ -86,6 +86,14 @@ def load(flags: dict[str, Any]) -> Settings:
         raise Misused(str(error)) from None
 
 
+def connectable(settings: Settings) -> None:
+    """Fails early, with the way out, when no broker is named."""
+    try:
+        settings.bootstrap  # noqa: B018 it raises
+    except SettingsError as error:
+        raise Misused(str(error)) from None
+
+
 def _metavar(kind: str) -> str:
     words = {"text": "TEXT", "integer": "N", "number": "N", "path": "PATH", "list of texts": "LIST", "true or false": "true|false"}
     return words.get(kind) or kind.removeprefix("one of ").replace(", ", "|")

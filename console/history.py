@@ -1,0 +1,179 @@
+"""History: reads the whole log as facts for the oracle, through the validating codec, and says which records must have been rejected.
+
+Reads only. What a worker rejects for a reason that the record alone does not show (its clock, the merges a person already has) is taken from the
+rejected topic, when the reason holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from schemas import codec
+from schemas.activity import FIELDS
+from schemas.errors import Refused
+from schemas.journey import Journey, parse_journey
+from schemas.times import parse_ms
+from state import oracle
+from streams import reader
+from streams.settings import Settings
+
+INPUTS = ("activities", "contact-merges", "contacts")
+Progress = Callable[[str, int, int], None]
+"""Hears what is read, and how many offsets of how many."""
+
+
+class Place(NamedTuple):
+    """Where a record stands: topic without prefix, partition, offset."""
+
+    source: str
+    partition: int
+    offset: int
+
+
+class Rejection(NamedTuple):
+    """What the rejected topic says of a record."""
+
+    error: str
+    rejected_at_ms: int | None
+
+
+@dataclass
+class Log:
+    """What the log says up to `ends`."""
+
+    history: oracle.History = field(default_factory=oracle.History)
+    journeys: dict[str, Journey] = field(default_factory=dict)
+    records: int = 0
+    not_rejected: list[tuple[Place, str]] = field(default_factory=list)  # bad, and not on the rejected topic
+    wrongly_rejected: list[tuple[Place, str]] = field(default_factory=list)  # good, and on it
+    rejected: int = 0
+    forgotten: list[str] = field(default_factory=list)  # topics that no longer begin at their beginning
+    ends: dict[tuple[str, int], int] = field(default_factory=dict)
+
+
+def ends(settings: Settings) -> dict[tuple[str, int], int]:
+    """Where the input topics and the journeys end now: (full name, partition) -> offset. Raises `ReaderError`."""
+    topics = [settings.topic_prefix + source for source in (*INPUTS, "journeys")]
+    return reader.end_offsets(settings, reader.partitions_of_topics(settings, topics))
+
+
+def read(settings: Settings, until: dict[tuple[str, int], int], progress: Progress) -> Log:
+    """The log up to *until*. Raises `ReaderError`."""
+    log = Log(ends=until)
+    rejections, complete = _rejections(settings, progress)
+    for source in INPUTS:
+        topic = settings.topic_prefix + source
+        partitions = {number: end for (name, number), end in until.items() if name == topic}
+        begins = reader.begin_offsets(settings, [(topic, number) for number in partitions])
+        if source != "contacts" and any(begins.values()):  # contacts is compacted: what is gone is replaced by what came later
+            log.forgotten.append(topic)
+        told = lambda done, total, topic=topic: progress(topic, done, total)  # noqa: E731
+        for number, records in reader.read_log(settings, topic, ends=partitions, progress=told):
+            for record in records:
+                log.records += 1
+                _take(log, Place(source, number, record.offset()), record, rejections, complete, settings)
+    topic = settings.topic_prefix + "journeys"
+    for _, records in reader.read_log(settings, topic, ends={n: e for (name, n), e in until.items() if name == topic}):
+        _journeys(log, records)
+    return log
+
+
+def _take(
+    log: Log, place: Place, record: reader.Record, rejections: dict[Place, Rejection], complete: bool, settings: Settings
+) -> None:
+    """One record into the history, or among the rejected; what does not fit is noted."""
+    rejection = rejections.get(place)
+    try:
+        fact, at_ms = decode(place.source, record)
+    except Refused as refused:
+        log.rejected += 1
+        if rejection is None and complete:
+            log.not_rejected.append((place, refused.message))
+        return
+    if rejection is not None:
+        ahead = rejection.rejected_at_ms is not None and at_ms > rejection.rejected_at_ms + settings.max_future_ms
+        too_many = isinstance(fact, oracle.Merge) and "merges" in rejection.error
+        log.rejected += 1
+        if not (ahead or too_many):
+            log.wrongly_rejected.append((place, rejection.error))
+        return
+    kinds: dict[type, list[Any]] = {
+        oracle.Activity: log.history.activities,
+        oracle.Merge: log.history.merges,
+        oracle.Profile: log.history.profiles,
+        oracle.Erasure: log.history.erasures,
+    }
+    kinds[type(fact)].append(fact)
+
+
+Fact = oracle.Activity | oracle.Merge | oracle.Profile | oracle.Erasure
+
+
+def decode(source: str, record: reader.Record) -> tuple[Fact, int]:
+    """The fact that a record of an input topic says, and its time. Raises `Refused`."""
+    raw = record.value()
+    if source == "contacts":
+        if raw is None:
+            at_ms = record.timestamp()[1]
+            return oracle.Erasure(codec.decode_contact_key(record.key()), at_ms), 0
+        profile = codec.decode_profile(record.key(), raw)
+        return oracle.Profile(profile.contact_id, profile.groups, profile.attributes, profile.at_ms), profile.at_ms
+    if raw is None:
+        raise Refused("empty_value", "the record has no value")
+    if source == "contact-merges":
+        merge = codec.decode_merge(raw)
+        return oracle.Merge(merge.id, merge.from_, merge.into, merge.at_ms), merge.at_ms
+    activity = codec.decode_activity(raw)
+    at_ms = codec.activity_at_ms(activity)
+    fields = {name: value for name in FIELDS if (value := getattr(activity, name)) is not None}
+    return oracle.Activity(activity.contact_id, activity.type, at_ms, codec.activity_id(activity, raw), fields), at_ms
+
+
+def _rejections(settings: Settings, progress: Progress) -> tuple[dict[Place, Rejection], bool]:
+    """What the rejected topic says, by where the records stood; and whether it still holds all it ever had."""
+    topic = settings.topic_prefix + "rejected"
+    found: dict[Place, Rejection] = {}
+    begins = reader.begin_offsets(settings, reader.partitions_of_topics(settings, [topic]))
+    for _, records in reader.read_log(settings, topic, progress=lambda done, total: progress(topic, done, total)):
+        for record in records:
+            headers = dict(record.headers() or [])
+            place = _place(headers, settings)
+            if place is not None:
+                found[place] = Rejection(_text(headers.get("waypost_error")), _ms(_text(headers.get("waypost_rejected_at"))))
+    return found, not any(begins.values())
+
+
+def _place(headers: dict[str, bytes | None], settings: Settings) -> Place | None:
+    topic, partition, offset = (_text(headers.get(f"waypost_{name}")) for name in ("topic", "partition", "offset"))
+    if not (topic.startswith(settings.topic_prefix) and partition.isdecimal() and offset.isdecimal()):
+        return None
+    return Place(topic.removeprefix(settings.topic_prefix), int(partition), int(offset))
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")
+
+
+def _ms(text: str) -> int | None:
+    try:
+        return parse_ms(text)
+    except Refused:
+        return None
+
+
+def _journeys(log: Log, records: Iterable[reader.Record]) -> None:
+    for record in records:
+        id_ = (record.key() or b"").decode(errors="replace")
+        raw = record.value()
+        if raw is None:
+            log.journeys.pop(id_, None)
+            continue
+        try:
+            journey = parse_journey(json.loads(raw))
+        except (ValueError, RecursionError):
+            continue  # the console checks before it writes; workers pass such a record over too
+        if journey.id == id_:
+            log.journeys[id_] = journey
