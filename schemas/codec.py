@@ -30,7 +30,7 @@ from .errors import Refused, shown
 from .merge import ContactMerge
 from .profile import ContactProfile, plain
 from .sentences import broken, lowered
-from .times import DAY_MS, EPOCH, datetime_ms, format_ms, parse_ms
+from .times import EPOCH, FIRST_MS, LAST_MS, MILLISECOND, datetime_ms, format_ms, parse_ms
 from .wire import MAX_BYTES, MAX_DEPTH, MAX_ID, OnTheWire
 
 PLAIN_BYTES = 2 * MAX_DEPTH  # so short a record cannot be nested too deep
@@ -149,11 +149,9 @@ def activity_at_ms(activity: WireActivity) -> int:
     at = activity.at
     if isinstance(at, int):
         return at
-    if 1 < at.year < 9999:
-        since = at - EPOCH
-        return (
-            since.days * DAY_MS + since.seconds * 1000 + since.microseconds // 1000
-        )  # as `datetime_ms`, twice as fast
+    at_ms = (at - EPOCH) // MILLISECOND
+    if FIRST_MS <= at_ms <= LAST_MS:
+        return at_ms
     return _in_range(at)
 
 

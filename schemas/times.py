@@ -18,6 +18,8 @@ DAY_MS = 86_400_000
 
 _days: dict[int, str] = {}  # day since 1970 -> "2026-01-02T"; formatting the date is the dear part
 _DAYS_KEPT = 4096
+_TWO = [f"{n:02d}" for n in range(60)]
+_THREE = [f"{n:03d}" for n in range(1000)]
 
 
 def parse_ms(value: object) -> int:
@@ -57,11 +59,10 @@ def _out_of_range(at_ms: int) -> Refused:
 def format_ms(at_ms: int) -> str:
     """*at_ms* as RFC 3339: `2026-01-02T03:04:05.678Z`. Raises `Refused` outside the years 1 to 9999."""
     day, rest = divmod(at_ms, DAY_MS)
-    date = _days.get(day)
-    if date is None:
-        date = _date(at_ms, day)
-    rest, ms = divmod(rest, 1000)
-    return "%s%02d:%02d:%02d.%03dZ" % (date, rest // 3600, rest // 60 % 60, rest % 60, ms)  # noqa: UP031 (twice as fast)
+    date = _days.get(day) or _date(at_ms, day)
+    seconds, ms = divmod(rest, 1000)
+    minutes, second = divmod(seconds, 60)
+    return f"{date}{_TWO[minutes // 60]}:{_TWO[minutes % 60]}:{_TWO[second]}.{_THREE[ms]}Z"
 
 
 def _date(at_ms: int, day: int) -> str:
