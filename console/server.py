@@ -37,6 +37,7 @@ def listen(settings: Settings) -> tuple[socket.socket, str]:
     except OSError as error:
         where = f"{host} port {settings.console_port}"
         raise CannotStart(f"the console cannot listen on {where} ({error.strerror}); choose another with --port") from None
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; asyncio sets it only on sockets that it made itself
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     return bound, f"http://{shown}:{bound.getsockname()[1]}"
 
