@@ -46,7 +46,7 @@ class ReaderError(RuntimeError):
 # ---------------------------------------------------------------- where a log begins and ends
 
 
-def partitions_of_topics(settings: Settings, topics: Collection[str]) -> list[Partition]:
+def partitions_of_topics(settings: Settings, topics: Iterable[str]) -> list[Partition]:
     """All partitions of *topics* (full names), in order. Raises ReaderError when one is missing."""
     return _partitions(AdminClient(librdkafka_config(settings), logger=log), settings, topics)
 
@@ -85,22 +85,30 @@ def _unreachable(settings: Settings, error: KafkaException) -> ReaderError:
                        "and the login settings are right")
 
 
-def _partitions(admin: AdminClient, settings: Settings, topics: Collection[str]) -> list[Partition]:
+def _partitions(admin: AdminClient, settings: Settings, topics: Iterable[str]) -> list[Partition]:
     listed = _metadata(admin, settings).topics
-    if absent := [topic for topic in topics if topic not in listed]:
+    wanted = list(topics)
+    if absent := [topic for topic in wanted if topic not in listed]:
         raise ReaderError(f"topic {absent[0]} is missing; make it with `waypost topics`")
-    return [(topic, number) for topic in topics for number in sorted(listed[topic].partitions)]
+    return [(topic, number) for topic in wanted for number in sorted(listed[topic].partitions)]
 
 
 def _list_offsets(admin: AdminClient, settings: Settings, partitions: list[Partition], spec: OffsetSpec) -> dict[Partition, int]:
-    if not partitions:
-        return {}
-    try:
-        futures = admin.list_offsets({TopicPartition(*partition): spec for partition in partitions},
-                                     isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_SECONDS)
-        return {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
-    except KafkaException as error:
-        raise _unreachable(settings, error) from None
+    until = time.monotonic() + REQUEST_SECONDS
+    while partitions:
+        try:
+            futures = admin.list_offsets({TopicPartition(*partition): spec for partition in partitions},
+                                         isolation_level=IsolationLevel.READ_COMMITTED, request_timeout=REQUEST_SECONDS)
+            return {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+        except KafkaException as error:
+            # A partition that changes its leader, or is just made, says so for a moment.
+            if time.monotonic() > until or not (error.args[0].retriable() or error.args[0].code() in _MOVING):
+                raise _unreachable(settings, error) from None
+            time.sleep(0.1)
+    return {}
+
+
+_MOVING = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
 
 
 def _ends_by_fetching(settings: Settings, listed: Mapping[Partition, int]) -> dict[Partition, int]:

@@ -1,4 +1,4 @@
-"""Topics: the table of topics, making them, checking them; it must never write or read a record (design, section 4).
+"""Topics: the table of topics, making them, checking them; it must never write a record (design, section 4).
 
 The table is read by the code and by the documentation. What the broker has is compared with it, in sentences; only missing topics are
 made, existing ones are never changed.
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
+from streams.reader import ReaderError, begin_offsets, partitions_of_topics
 from streams.settings import DAY_MS, Settings, librdkafka_config
 
 log = logging.getLogger(__name__)
@@ -221,12 +222,16 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
 
 
 def _await_there(admin: AdminClient, settings: Settings) -> None:
-    """Waits until the broker shows all topics, and that they fit. Raises TopicsError."""
+    """Waits until the broker shows all topics, they fit, and every partition has a leader that answers. Raises TopicsError."""
     until = time.monotonic() + REQUEST_SECONDS
     while wrong := problems(settings, found_topics(admin, settings)):
         if time.monotonic() > until or any(" is missing; " not in problem for problem in wrong):
             raise TopicsError(wrong)
         time.sleep(0.1)
+    try:
+        begin_offsets(settings, partitions_of_topics(settings, names(settings).values()))
+    except ReaderError as error:
+        raise TopicsError([str(error)]) from None
 
 
 def found_topics(admin: AdminClient, settings: Settings) -> dict[str, FoundTopic]:

@@ -148,7 +148,7 @@ class KafkaBroker:
             secure=self._secure_properties() if self._secure else ""))
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         scram = [f"{name}=[name={self.login.username},password={self.login.password}]" for name in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
-        _run([*command, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties),
+        _run([*command, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties),
               *(word for text in scram if self._secure for word in ("--add-scram", text))])
 
     def _secure_properties(self) -> str:
