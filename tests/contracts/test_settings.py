@@ -1,0 +1,222 @@
+"""Settings: where values come from, what is refused and how it is said, and that the client libraries take what we make of them."""
+
+import ssl
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from faust import auth
+from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
+
+from streams.settings import (
+    MASK,
+    TABLE,
+    Settings,
+    SettingsError,
+    aiokafka_kwargs,
+    env_name,
+    faust_broker_credentials,
+    flag_name,
+    librdkafka_config,
+)
+
+# ---------------------------------------------------------------- sources
+
+
+def test_flag_wins_over_environment_over_file_over_default(tmp_path):
+    file = tmp_path / "waypost.toml"
+    file.write_text('partitions = 8\nmemory_mb = 512\ngroup = "from-file"\nbroker = ["a:1", "b:2"]\n')
+    environ = {"WAYPOST_CONFIG": str(file), "WAYPOST_MEMORY_MB": "1024", "WAYPOST_GROUP": "from-environment"}
+    settings = Settings.load({"group": "from-flag", "console_port": None}, environ=environ)
+    assert (settings.partitions, settings.memory_mb, settings.group, settings.console_port) == (8, 1024, "from-flag", 8080)
+    assert settings.broker == ("a:1", "b:2")
+    assert settings.bootstrap == "a:1,b:2"
+    assert [settings.origin_of(name) for name in ("partitions", "memory_mb", "group", "console_port")] == [
+        f"file {file}", "environment WAYPOST_MEMORY_MB", "flag --group", "default"]
+
+
+def test_the_process_environment_is_read(monkeypatch):
+    monkeypatch.setenv("WAYPOST_PARTITIONS", "16")
+    monkeypatch.delenv("WAYPOST_CONFIG", raising=False)
+    assert Settings.load().partitions == 16
+
+
+def test_an_empty_variable_is_not_set():
+    assert Settings.load(environ={"WAYPOST_PARTITIONS": "", "WAYPOST_CONFIG": ""}).partitions == 4
+
+
+def test_every_setting_can_be_written_in_the_environment_and_read_back():
+    """What `environment()` hands to a child process loads to the same settings."""
+    settings = Settings.load({"broker": "kafka://a:1, b:2", "security_protocol": "sasl_plaintext", "sasl_mechanism": "scram-sha-256",
+                              "sasl_username": "u", "sasl_password": "p,w", "ssl_check_hostname": False, "max_future_hours": 1.5,
+                              "workers": ["http://a:1/", "http://b:2"], "data_dir": "/x y", "log_format": "JSON"}, environ={})
+    again = Settings.load(environ=settings.environment())
+    assert again.model_dump() == settings.model_dump()
+    assert again.workers == ("http://a:1", "http://b:2")
+    assert again.sasl_password is not None
+    assert again.sasl_password.get_secret_value() == "p,w"
+
+
+def test_every_default_in_the_table_loads_to_the_default():
+    written = {row.env: row.default for row in TABLE}
+    assert Settings.load(environ=written).model_dump() == Settings.load(environ={}).model_dump()
+
+
+def test_the_table_names_flag_and_variable():
+    assert [row.name for row in TABLE] == list(Settings.model_fields)
+    assert all(row.description and row.env == env_name(row.name) for row in TABLE)
+    assert (flag_name("sasl_password"), env_name("sasl_password")) == ("--sasl-password", "WAYPOST_SASL_PASSWORD")
+    assert {row.name for row in TABLE if row.secret} == {"sasl_password", "ssl_password"}
+
+
+def test_secrets_are_masked_wherever_settings_are_shown():
+    settings = Settings.load({"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "PLAIN", "sasl_username": "u",
+                              "sasl_password": "hunter2"}, environ={})
+    shown = {row.name: row.value for row in settings.rows()}
+    assert shown["sasl_password"] == MASK
+    assert shown["ssl_password"] == ""
+    assert "hunter2" not in repr(settings) + str(settings.rows())
+
+
+def test_a_changed_copy_remembers_who_changed_it():
+    settings = Settings.load({"partitions": 8}, environ={}).replaced("embedded broker", broker="127.0.0.1:4711")
+    assert (settings.bootstrap, settings.origin_of("broker"), settings.origin_of("partitions")) == (
+        "127.0.0.1:4711", "embedded broker", "flag --partitions")
+    with pytest.raises(SettingsError, match="not host:port"):
+        settings.replaced("test", broker="nonsense")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(("environ", "sentence"), [
+    ({"WAYPOST_PARTITIONS": "four"}, "partitions = 'four' (environment WAYPOST_PARTITIONS): Input should be a valid integer"),
+    ({"WAYPOST_PARTITIONS": "0"}, "partitions = '0' (environment WAYPOST_PARTITIONS): Input should be greater than or equal to 1"),
+    ({"WAYPOST_BROKER": "kafka"}, "broker = 'kafka' (environment WAYPOST_BROKER): 'kafka' is not host:port; write for example"),
+    ({"WAYPOST_BROKER": "a:1,b:99999"}, "'b:99999' is not host:port"),
+    ({"WAYPOST_LOG_LEVEL": "loud"}, "log_level = 'LOUD' (environment WAYPOST_LOG_LEVEL): Input should be 'DEBUG', 'INFO'"),
+    ({"WAYPOST_TOPIC_PREFIX": "a b"}, "topic_prefix = 'a b'"),
+    ({"WAYPOST_WORKERS": "10.0.0.1:80"}, "'10.0.0.1:80' is not a URL; write for example http://"),
+    ({"WAYPOST_WORKER_ADVERTISED_URL": "host"}, "worker_advertised_url = 'host'"),
+    ({"WAYPOST_SSL_CAFILE": "/nowhere.pem", "WAYPOST_SECURITY_PROTOCOL": "SSL"}, "ssl_cafile = '/nowhere.pem' (environment "
+     "WAYPOST_SSL_CAFILE): there is no such file; name a PEM file"),
+    ({"WAYPOST_SECURITY_PROTOCOL": "SASL_SSL"}, "needs sasl_mechanism, sasl_username and sasl_password; set all three"),
+    ({"WAYPOST_SASL_MECHANISM": "PLAIN"}, "sasl_mechanism is set, but security_protocol PLAINTEXT does not log in; set"),
+    ({"WAYPOST_SSL_CAFILE": __file__}, "TLS files are set, but security_protocol PLAINTEXT does not encrypt; set"),
+    ({"WAYPOST_SSL_CERTFILE": __file__, "WAYPOST_SECURITY_PROTOCOL": "SSL"}, "ssl_certfile and ssl_keyfile belong together"),
+    ({"WAYPOST_HEARTBEAT_SECONDS": "5"}, "more than a third of session_timeout_seconds 8"),
+    ({"WAYPOST_CONSOLE_PORT": "tcp://10.0.0.9:80"}, "set enableServiceLinks to false"),
+    ({"WAYPOST_CONFIG": "/nowhere.toml"}, "WAYPOST_CONFIG names '/nowhere.toml', which cannot be read"),
+])
+def test_what_cannot_be_used_is_refused_with_name_value_origin_and_way_out(environ, sentence):
+    with pytest.raises(SettingsError) as refused:
+        Settings.load(environ=environ)
+    assert sentence.lower() in str(refused.value).lower()
+
+
+def test_mistakes_in_the_file_are_refused(tmp_path):
+    file = tmp_path / "waypost.toml"
+    file.write_text("partitoins = 4\n")
+    with pytest.raises(SettingsError, match=r"partitoins \(file .*waypost.toml\) is not a setting; `waypost config` lists"):
+        Settings.load(environ={"WAYPOST_CONFIG": str(file)})
+    file.write_text("partitions = \n")
+    with pytest.raises(SettingsError, match=r"waypost.toml is not TOML: .* line 1"):
+        Settings.load(environ={"WAYPOST_CONFIG": str(file)})
+
+
+def test_all_mistakes_are_said_at_once_and_no_secret_is_repeated():
+    with pytest.raises(SettingsError) as refused:
+        Settings.load({"partitions": -1, "sasl_password": ["hunter2"], "memory_mb": "x"}, environ={})
+    assert str(refused.value).count("\n") == 2
+    assert "hunter2" not in str(refused.value)
+
+
+def test_without_a_broker_the_way_out_is_named():
+    with pytest.raises(SettingsError, match="broker is empty: set --broker, WAYPOST_BROKER"):
+        _ = Settings.load(environ={}).bootstrap
+
+
+# ---------------------------------------------------------------- what the libraries are given
+
+
+def test_without_tls_and_login_nothing_is_said_of_them():
+    settings = Settings.load({"broker": "a:1,b:2"}, environ={})
+    assert aiokafka_kwargs(settings) == {"bootstrap_servers": "a:1,b:2", "security_protocol": "PLAINTEXT", "ssl_context": None}
+    assert librdkafka_config(settings) == {"bootstrap.servers": "a:1,b:2", "security.protocol": "PLAINTEXT"}
+    assert faust_broker_credentials(settings) is None
+
+
+def test_tls_without_login():
+    settings = Settings.load({"broker": "a:1", "security_protocol": "SSL", "ssl_check_hostname": False}, environ={})
+    context = aiokafka_kwargs(settings)["ssl_context"]
+    assert isinstance(context, ssl.SSLContext)
+    assert (context.check_hostname, context.verify_mode) == (False, ssl.CERT_REQUIRED)
+    assert librdkafka_config(settings)["ssl.endpoint.identification.algorithm"] == "none"
+    assert isinstance(faust_broker_credentials(settings), auth.SSLCredentials)
+
+
+def secure(kafka, tmp_path, **changed):
+    return Settings.load({"broker": kafka.secure_bootstrap, "security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512",
+                          "sasl_username": kafka.login.username, "sasl_password": kafka.login.password,
+                          "ssl_cafile": kafka.login.cafile, "data_dir": tmp_path} | changed, environ={})
+
+
+async def connects(**kwargs):
+    consumer = AIOKafkaConsumer(**kwargs)
+    try:
+        await consumer.start()
+        return await consumer.topics() is not None
+    finally:
+        await consumer.stop()
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+async def test_all_libraries_log_in_over_tls(secure_kafka, tmp_path, mechanism):
+    settings = secure(secure_kafka, tmp_path, sasl_mechanism=mechanism)
+    assert await connects(**aiokafka_kwargs(settings))
+    assert AdminClient(librdkafka_config(settings)).list_topics(timeout=10).brokers
+    faust_says = credentials_to_aiokafka_auth(faust_broker_credentials(settings))
+    assert await connects(bootstrap_servers=settings.bootstrap, **faust_says)
+
+
+async def test_a_wrong_password_is_refused(secure_kafka, tmp_path):
+    settings = secure(secure_kafka, tmp_path, sasl_password="wrong")
+    with pytest.raises(KafkaError):
+        await connects(**aiokafka_kwargs(settings))
+    with pytest.raises(KafkaException):
+        AdminClient(librdkafka_config(settings)).list_topics(timeout=3)
+
+
+async def test_a_broker_nobody_vouches_for_is_refused(secure_kafka, tmp_path):
+    settings = secure(secure_kafka, tmp_path, ssl_cafile=None)
+    with pytest.raises(KafkaError):
+        await connects(**aiokafka_kwargs(settings))
+    with pytest.raises(KafkaException):
+        AdminClient(librdkafka_config(settings)).list_topics(timeout=3)
+
+
+async def test_a_certificate_for_another_host_is_refused_unless_told_otherwise(secure_kafka, tmp_path):
+    """The broker's certificate names localhost, not 127.0.0.1; but it advertises localhost, so only the first connection tells."""
+    other = f"127.0.0.1:{secure_kafka.secure_port}"
+    with pytest.raises(KafkaError):
+        await connects(**aiokafka_kwargs(secure(secure_kafka, tmp_path, broker=other)))
+    trusting = secure(secure_kafka, tmp_path, broker=other, ssl_check_hostname=False)
+    assert await connects(**aiokafka_kwargs(trusting))
+    assert AdminClient(librdkafka_config(trusting)).list_topics(timeout=10).brokers
+
+
+async def test_a_record_goes_through_the_secured_broker(secure_kafka, tmp_path, prefix):
+    from streams.topics import names, provision
+    from tests.support.records import values
+
+    settings = secure(secure_kafka, tmp_path, topic_prefix=prefix)
+    provision(settings)
+    producer = AIOKafkaProducer(**aiokafka_kwargs(settings))
+    await producer.start()
+    try:
+        await producer.send_and_wait(names(settings)["activities"], b"v", partition=3)
+    finally:
+        await producer.stop()
+    assert values(settings, names(settings)["activities"]) == {3: [(0, b"v")]}
