@@ -10,12 +10,16 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka import TopicPartition as ConfluentPartition
+from confluent_kafka.admin import AdminClient
 
 from streams.brokers import BrokerError, EmbeddedBroker, tansu_binary
 from streams.guarded import GuardedProcess
-from streams.settings import Settings, aiokafka_kwargs
+from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
 from streams.topics import check, names, provision
 from tests.contracts.test_broker import Member, until
+from tests.support.records import values
 
 
 @pytest.fixture
@@ -214,6 +218,23 @@ async def test_it_does_not_know_times(settings):
     finally:
         await consumer.stop()
         await producer.stop()
+
+
+def test_it_does_not_delete_records_and_reads_what_was_aborted(settings):
+    """Hence no test and no code of ours uses either."""
+    topic = names(settings)["activities"]
+    provision(settings)
+    producer = Producer(librdkafka_config(settings) | {"transactional.id": settings.topic_prefix + "tx"})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(topic, b"aborted", b"k", partition=0)
+    producer.flush(10)
+    producer.abort_transaction(20)
+    assert values(settings, topic) == {0: [(0, b"aborted")]}
+    admin = AdminClient(librdkafka_config(settings))
+    [deleted] = admin.delete_records([ConfluentPartition(topic, 0, 1)]).values()
+    with pytest.raises(KafkaException):
+        deleted.result(20)
 
 
 async def test_it_cannot_list_all_offsets_of_a_group(settings):
