@@ -37,6 +37,8 @@ class JourneysReader:
         self.catalog: dict[str, Journey] = {}
         self._tp = TopicPartition(topic, 0)
         self._consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **kafka)
+        # a broker answers the requests of a connection in turn: behind a waiting fetch, the end of the log would be half a second old
+        self._asker = AIOKafkaConsumer(enable_auto_commit=False, **kafka)
         self._changed = changed
         self._failed = failed
         self._position = 0
@@ -47,6 +49,7 @@ class JourneysReader:
 
     async def start(self) -> None:
         """Connects, reads to the end, then follows."""
+        await self._asker.start()
         await self._consumer.start()
         self._consumer.assign([self._tp])
         await self._consumer.seek_to_beginning(self._tp)
@@ -62,6 +65,7 @@ class JourneysReader:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
         await self._consumer.stop()
+        await self._asker.stop()
 
     async def caught_up(self) -> None:
         """Returns when everything acknowledged on the topic before the call is in the catalogue.
@@ -76,7 +80,7 @@ class JourneysReader:
         if previous is not None:
             await asyncio.wait([previous])
         self._checking, self._next_check = self._next_check, None
-        end = (await self._consumer.end_offsets([self._tp]))[self._tp]
+        end = (await self._asker.end_offsets([self._tp]))[self._tp]
         async with self._moved:
             await self._moved.wait_for(lambda: self._position >= end)
 

@@ -6,6 +6,7 @@ Wires only. It decides nothing, and it goes on with nothing that failed: a worke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -76,7 +77,9 @@ async def run_worker(
     broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     def failed(error: BaseException) -> None:
-        if not isinstance(error, Fenced | asyncio.CancelledError) and not broken.done():
+        if isinstance(error, Fenced):
+            log.info("dropped what was on its way: %s", error)
+        elif not isinstance(error, asyncio.CancelledError) and not broken.done():
             log.error("cannot go on: %r", error, exc_info=error)
             broken.set_result(error)
 
@@ -164,7 +167,8 @@ def _last_resort() -> None:
     """Ends the process after STOP_SECONDS, should a thread or a connection hold it."""
 
     def end() -> None:
-        print("the worker did not end by itself", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody may be reading any more
+            print("the worker did not end by itself", file=sys.stderr, flush=True)
         os._exit(1)
 
     timer = threading.Timer(STOP_SECONDS, end)

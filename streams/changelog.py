@@ -41,6 +41,8 @@ class _Tenure:
     rewritten: set[bytes] = field(default_factory=set)
     """Keys that were sent after the newest hole: their last record is ours."""
     healer: asyncio.Task[None] | None = None
+    serving: bool = False
+    """Whether the rebalance that began this tenure is over. A partition writes while it is activated already; the next rebalance ends the tenure."""
 
 
 class Changelog:
@@ -105,9 +107,10 @@ class Changelog:
         if (
             self._tenures.get(tenure.partition) is not tenure
             or tenure.generation != app.consumer_generation_id
-            or app.rebalancing
+            or (app.rebalancing and tenure.serving)
         ):
             raise Fenced(f"the assignment of {self.topic}-{tenure.partition} is over")
+        tenure.serving = not app.rebalancing
 
     async def _send(self, tenure: _Tenure, items: Items) -> list[tuple[asyncio.Future[Any], int]]:
         """Hands *items* to the producer in record batches. The tenure's lock is held. Returns (future, records) of each batch in order."""
