@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import socket
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
 from streams.guarded import GuardedProcess
 
 HOST = "127.0.0.1"
-EMBEDDED_CLUSTER_ID = "waypost-embedded"  # by this a client knows which kind of broker it speaks to
+EMBEDDED_CLUSTER = "waypost-embedded-"  # how the cluster id begins: by this a client knows which kind of broker it speaks to
 READY_SECONDS = 20.0
 
 
@@ -69,11 +73,12 @@ class EmbeddedBroker:
             self.port = self._wanted_port or free_port()
             url = f"tcp://{self.bootstrap}"
             env = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+            cluster = EMBEDDED_CLUSTER + secrets.token_hex(8)
             process = GuardedProcess(
-                [binary, "broker", "--storage-engine", "memory://tansu/", "--cluster-id", EMBEDDED_CLUSTER_ID,
+                [binary, "broker", "--storage-engine", "memory://tansu/", "--cluster-id", cluster,
                  "--listener-url", url, "--advertised-listener-url", url], log=self.log, cwd=self.data_dir, env=env)
             try:
-                self._await_ready(process)
+                self._await_ready(process, cluster)
             except _PortTaken:
                 if self._wanted_port or attempt == 4:
                     raise BrokerError(f"the embedded broker could not listen on {self.bootstrap}; choose another port. Its log, "
@@ -83,7 +88,7 @@ class EmbeddedBroker:
             return self.bootstrap
         raise AssertionError("unreachable")
 
-    def _await_ready(self, process: GuardedProcess) -> None:
+    def _await_ready(self, process: GuardedProcess, cluster: str) -> None:
         until = time.monotonic() + READY_SECONDS
         while time.monotonic() < until:
             if not process.alive:
@@ -92,8 +97,12 @@ class EmbeddedBroker:
                     raise _PortTaken
                 raise BrokerError(f"the embedded broker ended at once (exit code {process.exit_code}); use a Kafka of your own with "
                                   f"--broker host:port. Its log, {self.log}, ends:\n{process.tail()}")
-            if _answers(HOST, self.port) and _owns_port(process):
+            answer = _cluster_id(HOST, self.port)
+            if answer == cluster:
                 return
+            if answer is not None:  # another broker; ours cannot bind, whether it knows already or not
+                process.kill()
+                raise _PortTaken
             time.sleep(0.02)
         process.kill()
         raise BrokerError(f"the embedded broker did not answer within {READY_SECONDS:g} s; its log, {self.log}, ends:\n{process.tail()}")
@@ -151,15 +160,12 @@ def free_port(host: str = HOST) -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(host: str, port: int) -> bool:
+def _cluster_id(host: str, port: int) -> str | None:
+    """The id of the cluster that answers there; None when none does."""
     try:
         with socket.create_connection((host, port), timeout=0.5):
-            return True
-    except OSError:
-        return False
-
-
-def _owns_port(process: GuardedProcess) -> bool:
-    """False when the answer came from another process, because ours failed to bind: it ends within moments."""
-    time.sleep(0.05)
-    return process.alive
+            pass
+        admin = AdminClient({"bootstrap.servers": f"{host}:{port}", "log_level": 0})
+        return str(admin.list_topics(timeout=2.0).cluster_id)
+    except (OSError, KafkaException):
+        return None

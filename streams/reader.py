@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
-from streams.brokers import EMBEDDED_CLUSTER_ID
+from streams.brokers import EMBEDDED_CLUSTER
 from streams.settings import Settings, librdkafka_config
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def end_offsets(settings: Settings, partitions: Iterable[Partition]) -> dict[Par
 def broker_kind(settings: Settings, admin: AdminClient | None = None) -> str:
     """"embedded" or "kafka". Raises ReaderError when the broker does not answer."""
     admin = admin or AdminClient(librdkafka_config(settings), logger=log)
-    return "embedded" if _metadata(admin, settings).cluster_id == EMBEDDED_CLUSTER_ID else "kafka"
+    return "embedded" if str(_metadata(admin, settings).cluster_id).startswith(EMBEDDED_CLUSTER) else "kafka"
 
 
 def _metadata(admin: AdminClient, settings: Settings) -> Any:  # confluent_kafka does not export the type
