@@ -76,7 +76,7 @@ class ListRow(_Answer):
 
 
 class ContactList(_Answer):
-    total: int = Field(ge=0, description="equals the number in the results")
+    total: int | None = Field(ge=0, description="equals the number in the results; null while nothing is calculated yet")
     contacts: list[ListRow]
     cursor: str | None = Field(description="give it back for the next page; null on the last one")
 
