@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from schemas.errors import Refused
-from state.decision import Join, Message, Unite
+from state.messages import Join, Message, Unite
 
 VERSION = 1
 _KINDS: dict[str, type[Join] | type[Unite]] = {"join": Join, "unite": Unite}

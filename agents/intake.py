@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 from schemas import codec
 from schemas.errors import Refused
 from schemas.hashing import h8
-from state.decision import ACTIVITY, ERASURE, Join, Message, Origin, Unite
 from state.evidence import BIAS
 from state.identity import Merge, Profile
 from state.matching import Matcher
+from state.messages import ACTIVITY, ERASURE, Join, Message, Origin, Unite
 
 from . import handoffs, metrics
 

@@ -21,9 +21,10 @@ from schemas import changes as change_codec
 from schemas.journey import Journey, journey_json, parse_journey
 from schemas.times import format_ms
 from state import records
-from state.decision import Batch, Decision, Join, Message
+from state.decision import Batch, Decision
 from state.ledger import Ledger, Memory, prefix_end
 from state.matching import Matcher
+from state.messages import Join, Message
 from state.totals import Cell
 from state.views import INDEX, TOTAL, View, Views, cell_key, cell_value, split_cell, view_id
 from streams.partitioner import partition_of, partitions_of

@@ -13,54 +13,15 @@ from typing import NamedTuple
 from schemas.changes import StageChange
 
 from . import records
+from .announcement import differences
 from .evidence import Evidence, moment_ms
-from .identity import Identity, Merge, Profile, place
+from .identity import Identity, Merge, place
+from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Unite
 from .progress import Progress
 from .totals import Cell, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
 
 MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
-ACTIVITY, MERGE, ERASURE, EDIT = "activity", "merge", "erasure", "edit"
-
-
-class Origin(NamedTuple):
-    """Where a merge came from, with its bytes, so that it can be rejected wherever that is decided."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes
-    headers: tuple[tuple[str, bytes], ...]
-
-
-class Join(NamedTuple):
-    """Facts for *to* to join. With *part*, a whole holder hands over: `part` is the name under which it was visible until now."""
-
-    to: str
-    hits: Mapping[bytes, bytes] = {}
-    marked: frozenset[bytes] = frozenset()
-    members: tuple[str, ...] = ()
-    merges: tuple[Merge, ...] = ()
-    profiles: Mapping[str, Profile] = {}
-    erased_at_ms: int | None = None
-    cause: str = ACTIVITY
-    cause_id: str | None = None
-    ids: Mapping[bytes, str] = {}  # hit -> id of its activity
-    part: str | None = None
-
-
-class Unite(NamedTuple):
-    """A request to *to* to become one person with *other*; `merges` are the merge records behind it, if it carries them."""
-
-    to: str
-    other: str
-    merges: tuple[Merge, ...] = ()
-    cause_id: str | None = None
-    origin: Origin | None = None
-
-
-Message = Join | Unite
 
 
 class Decision(NamedTuple):
@@ -209,7 +170,9 @@ class Batch:
             holder = key[1:]
             if view.announces(holder):
                 arrived = {hit: ids[hit] for _, hit in changed}
-                self._announce(view, [(contact, before)], contact, after, ACTIVITY, ids[last], arrived)
+                self._decision.changes.extend(
+                    differences(view, [(contact, before)], contact, after, ACTIVITY, ids[last], arrived)
+                )
             if view.includes(holder):
                 self._place(view, contact, (contact, (), before, bool(before_marked & view.rules)), -1)
                 self._place(view, contact, (contact, (), after, bool(evidence.marked & view.rules)), 1)
@@ -244,7 +207,7 @@ class Batch:
             after = view.project(person.evidence.hits)
             if not view.told:
                 before = predecessor.project(person.evidence.hits) if predecessor is not None else ()
-                self._announce(view, [(name, before)], name, after, EDIT, None, {})
+                self._decision.changes.extend(differences(view, [(name, before)], name, after, EDIT, None, {}))
             marked = bool(person.evidence.marked and person.evidence.marked & view.rules)
             self._place(view, person.contact, (name, groups, after, marked), 1)
 
@@ -409,7 +372,9 @@ class Batch:
                 if not speaks:  # yet a name that disappears may have been spoken of where it lived
                     befores = [(part, theirs) for part, theirs in befores if part != name]
                 now_visible = after if speaks else ()
-                self._announce(view, befores, name, now_visible, person.cause, person.cause_id, person.ids)
+                self._decision.changes.extend(
+                    differences(view, befores, name, now_visible, person.cause, person.cause_id, person.ids)
+                )
             if view.includes(person.key):
                 was = shown.name, shown.groups, before, bool(shown.marked & view.rules)
                 now = name, groups, after, bool(evidence.marked & view.rules)
@@ -451,63 +416,3 @@ class Batch:
                 mine = totals[group] = {}
             for cell in cells:
                 mine[cell] = mine.get(cell, 0) + count
-
-    def _announce(
-        self,
-        view: View,
-        befores: list[tuple[str, Progress]],
-        name: str,
-        after: Progress,
-        cause: str,
-        cause_id: str | None,
-        ids: Mapping[bytes, str],
-    ) -> None:
-        """Announces the difference between what was visible under each name and what is (design, section 6, stage changes at a join).
-
-        A part that was visible under the name that stays may have spoken after this one did: unless all agree, the truth is said again.
-        """
-        journey, changes = view.journey, self._decision.changes
-        version = journey.version or 0
-        mine: list[Progress] = []
-        for part, before in befores:
-            if part == name:
-                mine.append(before)
-                continue
-            for stage, reached in enumerate(before, 1):
-                changes.append(
-                    StageChange(
-                        journey.id,
-                        version,
-                        part,
-                        stage,
-                        _stage_name(view, stage),
-                        "left",
-                        None,
-                        reached.at_ms,
-                        cause,
-                        cause_id,
-                    )
-                )
-        for k in range(max(len(after), max(map(len, mine), default=0))):
-            now = after[k] if k < len(after) else None
-            was = [before[k].at if k < len(before) else None for before in mine] or [None]
-            at = None if now is None else now.at
-            if all(before == at for before in was):
-                continue
-            previous = next((before for before in was if before is not None), None)
-            change = "left" if now is None else "reached" if previous is None or previous == at else "moved"
-            why, why_id = cause, cause_id
-            if now is not None:
-                arrived = next((ids[hit] for hit in reversed(now.met_by) if hit in ids), None)
-                if arrived is not None:
-                    why, why_id = ACTIVITY, arrived
-            changes.append(
-                StageChange(
-                    journey.id, version, name, k + 1, _stage_name(view, k + 1), change, None if now is None else now.at_ms,
-                    None if previous is None else moment_ms(previous), why, why_id,
-                )
-            )  # fmt: skip
-
-
-def _stage_name(view: View, stage: int) -> str:
-    return view.journey.stages[stage - 1].name

@@ -1,0 +1,50 @@
+"""Messages: what reaches a contact, wherever its evidence lives (design, section 6). Values only; `decision` says what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .identity import Merge, Profile
+
+ACTIVITY, MERGE, ERASURE, EDIT = "activity", "merge", "erasure", "edit"
+
+
+class Origin(NamedTuple):
+    """Where a merge came from, with its bytes, so that it can be rejected wherever that is decided."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+
+class Join(NamedTuple):
+    """Facts for *to* to join. With *part*, a whole holder hands over: `part` is the name under which it was visible until now."""
+
+    to: str
+    hits: Mapping[bytes, bytes] = {}
+    marked: frozenset[bytes] = frozenset()
+    members: tuple[str, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    profiles: Mapping[str, Profile] = {}
+    erased_at_ms: int | None = None
+    cause: str = ACTIVITY
+    cause_id: str | None = None
+    ids: Mapping[bytes, str] = {}  # hit -> id of its activity
+    part: str | None = None
+
+
+class Unite(NamedTuple):
+    """A request to *to* to become one person with *other*; `merges` are the merge records behind it, if it carries them."""
+
+    to: str
+    other: str
+    merges: tuple[Merge, ...] = ()
+    cause_id: str | None = None
+    origin: Origin | None = None
+
+
+Message = Join | Unite
