@@ -18,6 +18,7 @@ from typing import Any
 
 from aiohttp import web
 from prometheus_client import generate_latest
+
 from streams.partitioner import partition_of
 
 from . import metrics, questions

@@ -14,8 +14,9 @@ from state.ledger import wipe
 from state.matching import Matcher
 
 from . import metrics
+from .building import LIVE
 from .journeys import JourneysReader
-from .partition import LIVE, Context, Partition
+from .partition import Context, Partition
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Partitions:
         """A new catalogue of journeys."""
         self.context.catalog = dict(catalog)
         for partition in self.active().values():
-            partition.reconcile()
+            partition.building.reconcile()
         self.match()
 
     def match(self) -> None:
@@ -149,7 +150,7 @@ class Partitions:
         for number, partition in self.active().items():
             changed, partition.changed = partition.changed, set()
             for view in partition.views.all:
-                if view.id not in changed or partition.state[view.id] != LIVE:
+                if view.id not in changed or partition.building.state[view.id] != LIVE:
                     continue
                 version = view.journey.version or 0
                 groups = {

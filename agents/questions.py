@@ -15,7 +15,8 @@ from state.identity import Identity
 from state.progress import BEGINNING, Progress
 from state.views import View, group_key, index_prefix, split_index_key
 
-from .partition import BUILDING, Partition
+from .building import BUILDING
+from .partition import Partition
 
 CONVERTED, DROPPED_OFF = "converted", "dropped_off"
 
@@ -24,7 +25,7 @@ def view_of(partition: Partition, journey: str, version: int | None) -> View | N
     """The newest complete view of a journey here, or that of *version*; None when there is none."""
     complete = [
         v for v in partition.views.all
-        if v.journey.id == journey and partition.state[v.id] != BUILDING and version in (None, v.journey.version)
+        if v.journey.id == journey and partition.building.state[v.id] != BUILDING and version in (None, v.journey.version)
     ]  # fmt: skip
     return max(complete, key=lambda v: v.journey.version or 0, default=None)
 
@@ -34,8 +35,8 @@ def versions(partition: Partition, journey: str) -> dict[int, float]:
     found: dict[int, float] = {}
     for view in partition.views.all:
         if view.journey.id == journey:
-            complete = partition.state[view.id] != BUILDING
-            found[view.journey.version or 0] = 1.0 if complete else partition.scanned(view)
+            complete = partition.building.state[view.id] != BUILDING
+            found[view.journey.version or 0] = 1.0 if complete else partition.building.scanned(view)
     return found
 
 
@@ -43,8 +44,10 @@ def journeys(partition: Partition) -> dict[str, Any]:
     """The versions of every journey here: journey -> version -> how far its view is built."""
     found: dict[str, dict[int, float]] = {}
     for view in partition.views.all:
-        complete = partition.state[view.id] != BUILDING
-        found.setdefault(view.journey.id, {})[view.journey.version or 0] = 1.0 if complete else partition.scanned(view)
+        complete = partition.building.state[view.id] != BUILDING
+        found.setdefault(view.journey.id, {})[view.journey.version or 0] = (
+            1.0 if complete else partition.building.scanned(view)
+        )
     return {"journeys": found}
 
 
@@ -140,7 +143,7 @@ def contact(partition: Partition, id_: str) -> dict[str, Any]:
     profile = identity.profiles.get(identity.name)
     seen: dict[str, View] = {}
     for view in partition.views.all:
-        if partition.state[view.id] != BUILDING:
+        if partition.building.state[view.id] != BUILDING:
             best = seen.get(view.journey.id)
             if best is None or (view.journey.version or 0) > (best.journey.version or 0):
                 seen[view.journey.id] = view

@@ -102,7 +102,7 @@ def _hits(person: oracle.Person) -> dict[bytes, bytes]:
 def check_views(cluster: Cluster, answers: dict[str, oracle.Answer]) -> None:
     """Totals summed over partitions, and lists, are the oracle's; a number equals its list in each partition."""
     for part in _parts(cluster):
-        live = {v.journey.id: v.journey for v in part.views.all if part.state[v.id] == LIVE}
+        live = {v.journey.id: v.journey for v in part.views.all if part.building.state[v.id] == LIVE}
         assert live == {id_: a.journey for id_, a in answers.items()}, f"partition {part.number} shows {live}"
     for id_, answer in answers.items():
         for group in (None, *GROUPS):

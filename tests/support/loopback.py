@@ -116,7 +116,7 @@ class Loopback:
         parsed = journey if isinstance(journey, Journey) else parse_journey(journey)
         self.context.catalog[parsed.id] = parsed
         for partition in self.partitions.values():
-            partition.reconcile()
+            partition.building.reconcile()
         self.match()
 
     def send(
@@ -155,7 +155,7 @@ class Loopback:
             order(places)
             moved = any([await self.step(*place) for place in places])
             for partition in self.partitions.values():
-                for scan in list(partition._scans.values()):
+                for scan in list(partition.building.scans.values()):
                     await scan
                 await partition.drain()
         if self.failures:
