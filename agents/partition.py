@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 POSITION = b"p"
 CHANGELOG_POSITION = POSITION + b"changelog"
+IN_FLIGHT = 6  # decisions of a partition on their way to the broker and to RocksDB
 SOURCES = ("activities", "contact-merges", "contacts", "handoffs")
 
 
@@ -53,6 +54,7 @@ class Context:
     max_merges: int
     matcher: Matcher
     catalog: dict[str, Journey]
+    chunk_records: int = 1000  # of one decision: bounds how long the loop is blocked
     step_done: Callable[[str, int], None] | None = None
 
 
@@ -139,7 +141,7 @@ class Partition:
         """Recovery is over and this worker owns the partition."""
         c = self.context
         self._load()  # recovery may have brought some
-        self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done)
+        self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
         self.building.reconcile()
 
     async def close(self) -> None:
@@ -161,28 +163,34 @@ class Partition:
         """One chunk of one source topic; *done* is called once when everything of it is durable. Waits while the pipeline is full."""
         pipeline = self.pipeline
         assert pipeline is not None, f"partition {self.number} takes batches only while active"
-        if not await pipeline.room():
-            return
-        began = perf_counter()
         metrics.RECORDS.labels(source).inc(len(chunk))
+        size = self.context.chunk_records
+        for at in range(0, len(chunk), size):
+            if not await pipeline.room():
+                return
+            last = at + size >= len(chunk)
+            pipeline.add(self._batch(source, chunk[at : at + size], done if last else lambda: None))
+            await asyncio.sleep(0)  # answers questions and heartbeats between two batches
+
+    def _batch(self, source: str, records: Sequence[Any], done: Callable[[], None]) -> Work:
+        began = perf_counter()
         c = self.context
-        now_ms = c.now_ms()
-        topic = c.topics[source]
+        now_ms, topic = c.now_ms(), c.topics[source]
         if source == "activities":
-            taken = intake.activities(chunk, c.matcher, now_ms, c.ahead_ms)
+            taken = intake.activities(records, c.matcher, now_ms, c.ahead_ms)
         elif source == "contact-merges":
-            taken = intake.merges(chunk, topic, self.number, now_ms, c.ahead_ms)
+            taken = intake.merges(records, topic, self.number, now_ms, c.ahead_ms)
         elif source == "contacts":
-            taken = intake.profiles(chunk, now_ms, c.ahead_ms)
+            taken = intake.profiles(records, now_ms, c.ahead_ms)
         else:
-            taken = intake.handed_over(chunk)
+            taken = intake.handed_over(records)
         decision = self._decide(taken)
         rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(self._rejected(origin.topic, origin, "too_many_merges", reason, now_ms, origin.partition))
-        position = (source, chunk[-1].offset + 1)
-        pipeline.add(self.work(decision, rejected, position, done))
+        work = self.work(decision, rejected, (source, records[-1].offset + 1), done)
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
+        return work
 
     def _decide(self, taken: intake.Taken) -> Decision:
         foreign: list[Message] = []
