@@ -172,23 +172,23 @@ class Partition:
             pipeline.add(self._batch(source, chunk[at : at + size], done if last else lambda: None))
             await asyncio.sleep(0)  # answers questions and heartbeats between two batches
 
-    def _batch(self, source: str, records: Sequence[Any], done: Callable[[], None]) -> Work:
+    def _batch(self, source: str, chunk: Sequence[Any], done: Callable[[], None]) -> Work:
         began = perf_counter()
         c = self.context
         now_ms, topic = c.now_ms(), c.topics[source]
         if source == "activities":
-            taken = intake.activities(records, c.matcher, now_ms, c.ahead_ms)
+            taken = intake.activities(chunk, c.matcher, now_ms, c.ahead_ms)
         elif source == "contact-merges":
-            taken = intake.merges(records, topic, self.number, now_ms, c.ahead_ms)
+            taken = intake.merges(chunk, topic, self.number, now_ms, c.ahead_ms)
         elif source == "contacts":
-            taken = intake.profiles(records, now_ms, c.ahead_ms)
+            taken = intake.profiles(chunk, now_ms, c.ahead_ms)
         else:
-            taken = intake.handed_over(records)
+            taken = intake.handed_over(chunk)
         decision = self._decide(taken)
         rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(self._rejected(origin.topic, origin, "too_many_merges", reason, now_ms, origin.partition))
-        work = self.work(decision, rejected, (source, records[-1].offset + 1), done)
+        work = self.work(decision, rejected, (source, chunk[-1].offset + 1), done)
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
         return work
 
