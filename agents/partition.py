@@ -6,6 +6,7 @@ answered from what is written: index, totals and positions of one WriteBatch, so
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
