@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from schemas.journey import journey_json, parse_journey
@@ -19,7 +19,7 @@ from state.ledger import prefix_end
 from state.views import INDEX, TOTAL, View, Views, view_id
 
 from . import metrics
-from .pipeline import Work
+from .pipeline import Pipeline
 
 if TYPE_CHECKING:
     from .partition import Partition
@@ -58,11 +58,25 @@ class Building:
         self._keep(found)
 
     def told(self, key: bytes, value: bytes | None) -> tuple[bytes, bytes | None] | None:
-        """What becomes of a view's entry in the changelog, which says that it was live: where there is no index of it, it is built, silently."""
-        if value is None or self._partition.ledger.get(key) is not None:
-            return None  # a deleted one goes when the catalogue is compared
-        said = {**json.loads(value), "cursor": "", "state": BUILDING, "told": True}
-        return key, json.dumps(said).encode()
+        """What becomes of a view's entry here when the changelog says *value*: another owner may have gone on meanwhile.
+
+        Where there is no index of it, it is built, silently if it was live. One that went goes here too, after a while.
+        """
+        here = self._partition.ledger.get(key)
+        said = {"state": OLD} if value is None else json.loads(value)
+        if here is None:
+            if said["state"] == OLD:
+                return None
+            entry = {**said, "cursor": "", "state": BUILDING, "told": said["state"] == LIVE}
+        else:
+            entry = json.loads(here)
+            if said["state"] == LIVE:
+                entry["told"] = True
+            elif said["state"] == OLD and entry["state"] == LIVE:
+                entry["state"] = OLD
+            elif said["state"] == OLD:
+                return key, None
+        return key, json.dumps(entry).encode()
 
     async def close(self) -> None:
         """Ends scans; their cursors stand in RocksDB."""
@@ -76,37 +90,59 @@ class Building:
                 await task
 
     def _keep(self, views: Iterable[View]) -> None:
+        """These are the views from now on: of each journey the newest speaks, in place of those that did before."""
+        views = tuple(views)
+        for view in views:
+            others = [v for v in views if v.journey.id == view.journey.id and self.state[v.id] != OLD]
+            view.speaks = bool(others) and max(others, key=self._newness) is view
+            view.follow(v for v in others if view.speaks and v is not view)
         self.kept = Views(views)
-        newest = {v.journey.id: v for v in self.kept.all if self.state[v.id] == BUILDING}
-        live = {v.journey.id: v for v in self.kept.all if self.state[v.id] == LIVE}
-        for view in self.kept.all:
-            following = {LIVE: newest, OLD: live}.get(self.state[view.id], {})
-            view.successor = following.get(view.journey.id)
+
+    def _newness(self, view: View) -> tuple[bool, int]:
+        wanted = self._partition.context.catalog.get(view.journey.id)
+        return wanted is not None and view_id(wanted) == view.id, view.journey.version or 0
 
     def reconcile(self) -> None:
         """Brings the views to what the catalogue of journeys says: new versions are built beside the live ones, deleted journeys go."""
-        if self._partition.pipeline is None:
+        pipeline = self._partition.pipeline
+        if pipeline is None:
             return
-        wanted = {view_id(journey): journey for journey in self._partition.context.catalog.values()}
-        gone = [v for v in self.kept.all if v.journey.id not in self._partition.context.catalog]
-        gone += [v for v in self.kept.all if self.state[v.id] == BUILDING and v.id not in wanted and v not in gone]
-        self._drop(gone)
-        new: list[View] = []
+        catalog = self._partition.context.catalog
+        wanted = {view_id(journey): journey for journey in catalog.values()}
+        again = [v for v in self.kept.all if v.id in wanted and self.state[v.id] == OLD]  # an edit was undone
+        self._drop([v for v in self.kept.all if v.journey.id not in catalog or v in again])
         for id_, journey in wanted.items():
             if id_ not in self.state:
-                new.append(View(journey, cursor=b""))
+                view = View(journey, cursor=b"")
                 self.state[id_] = BUILDING
-            elif self.state[id_] == OLD:  # an edit was undone
-                self._drop([v for v in self.kept.all if v.id == id_])
-                new.append(View(journey, cursor=b""))
-                self.state[id_] = BUILDING
-        if new:
-            self._keep([*self.kept.all, *new])
+                work = self._partition.work(Decision(dict([self._view_entry(view)]), [], [], [], {}, {}))
+                work.commit = self._then_begin(work.commit, view)
+                work.took_room = False
+                pipeline.add(work)
+        self._keep(self.kept.all)
+        self._work_on()
+
+    def _then_begin(self, commit: Callable[[int | None], None], view: View) -> Callable[[int | None], None]:
+        """A view speaks only when the changelog knows of it, so that whoever comes after knows that something may have been said."""
+
+        def then(offset: int | None) -> None:
+            commit(offset)
+            if view.id in self.state:
+                self._keep([*self.kept.all, view])
+                self._work_on()
+
+        return then
+
+    def _work_on(self) -> None:
+        wanted = {view_id(journey) for journey in self._partition.context.catalog.values()}
         for view in self.kept.all:
-            if self.state[view.id] == BUILDING and view.id not in self.scans:
-                self.scans[view.id] = asyncio.create_task(self._scan(view))
-            elif self.state[view.id] == OLD:
+            state = self.state[view.id]
+            if state == OLD:
                 self._retire(view)
+            elif state == BUILDING and view.id in wanted and view.id not in self.scans:
+                self.scans[view.id] = asyncio.create_task(self._scan(view))
+            elif view.id not in wanted and view.id in self.scans:
+                self.scans.pop(view.id).cancel()  # an edit came before it was complete
 
     def scanned(self, view: View) -> float:
         """How much of a view that is being built is built, 0 to 1, judged by how far its cursor is between the first contact id and the last."""
@@ -150,7 +186,7 @@ class Building:
                 if self.scans.get(view.id) is not asyncio.current_task():
                     pipeline.spare()
                     return
-                pipeline.add(self._scan_step(view))
+                self._scan_step(view, pipeline)
                 await asyncio.sleep(0)
             log.info(
                 "partition %s: %s version %s is complete", self._partition.number, view.journey.id, view.journey.version
@@ -163,7 +199,7 @@ class Building:
             if self.scans.get(view.id) is asyncio.current_task():
                 del self.scans[view.id]
 
-    def _scan_step(self, view: View) -> Work:
+    def _scan_step(self, view: View, pipeline: Pipeline) -> None:
         prefix = records.EVIDENCE
         after = None if not view.cursor else prefix + view.cursor
         found = [key for key, _ in self._partition.ledger.scan(prefix, after, SCAN_CONTACTS)]
@@ -175,28 +211,27 @@ class Building:
         keys.update(found)
         contacts = [key[1:].decode() for key in sorted(keys)]
         metrics.SCAN_CONTACTS.inc(len(contacts))
-        predecessor = next(
-            (v for v in self.kept.all if v.journey.id == view.journey.id and self.state[v.id] == LIVE), None
-        )
         batch = Batch(
             self.kept, self._partition.reader(contacts), self._partition.is_here, self._partition.context.max_merges
         )
-        batch.scan(view, contacts, predecessor)
+        batch.scan(view, contacts)
         decision = batch.decide()
         view.cursor = None if last is None else last[1:]
         if view.cursor is not None:
-            return self._partition.work(decision, also=[self._view_entry(view)])
+            pipeline.add(self._partition.work(decision, also=[self._view_entry(view)]))
+            return
+        before = [v for v in self.kept.all if v.journey.id == view.journey.id and v is not view]
         self.state[view.id], view.told = LIVE, True
         decision.records.update([self._view_entry(view)])  # the changelog keeps that it was live
-        also: list[tuple[bytes, bytes | None]] = []
-        if predecessor is not None:
-            self.state[predecessor.id] = OLD
-            also.append(self._view_entry(predecessor))
-        self._keep(list(self.kept.all))
+        for old in before:
+            if old.cursor is None and self.state[old.id] == LIVE:
+                self.state[old.id] = OLD
+                decision.records.update([self._view_entry(old)])
         self._partition.changed.add(view.id)
-        if predecessor is not None:
-            self._retire(predecessor)
-        return self._partition.work(decision, also=also)
+        self._keep(self.kept.all)
+        pipeline.add(self._partition.work(decision))
+        self._drop([old for old in before if self.state[old.id] == BUILDING])
+        self._work_on()
 
     def _retire(self, view: View) -> None:
         if view.id not in self._retirements:

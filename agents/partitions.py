@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from schemas.journey import Journey
+from schemas.rules import rule_key
 from schemas.times import format_ms
 from state.ledger import wipe
 from state.matching import Matcher
+from state.progress import rules_of
 
 from . import metrics
 from .building import LIVE
@@ -119,8 +121,8 @@ class Partitions:
         self.match()
 
     def match(self) -> None:
-        """Makes the matcher for the rules of all journeys and of all views that are kept."""
-        rules = {}
+        """Makes the matcher for the rules of all journeys, from the moment they are known, and of all views that are kept."""
+        rules = {rule_key(rule): rule for journey in self.context.catalog.values() for rule in rules_of(journey)}
         for partition in self.active().values():
             for view in partition.views.all:
                 rules.update(view.projection.rules)

@@ -76,6 +76,7 @@ class Pipeline:
         self._step_done = step_done
         self._depth = depth
         self._taken = 0
+        self._on_their_way = 0
         self._freed = asyncio.Event()
         self._closed = False
         self._sent: deque[Work] = deque()  # in the changelog, not yet in RocksDB
@@ -97,6 +98,7 @@ class Pipeline:
 
     def add(self, work: Work) -> None:
         """Puts a decision on its way. Its room was taken before, unless it says that it took none."""
+        self._on_their_way += 1
         self._queues[0].put_nowait((work, None))
 
     def sent(self, key: bytes) -> tuple[bool, bytes | None]:
@@ -109,7 +111,7 @@ class Pipeline:
 
     async def drain(self) -> None:
         """Waits until everything on its way is done."""
-        await self._until(lambda: self._taken == 0)
+        await self._until(lambda: self._on_their_way == 0)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not self._closed and not holds():
@@ -168,5 +170,7 @@ class Pipeline:
         if self._step_done is not None:
             self._step_done("committed", self._partition)
         work.done()
+        self._on_their_way -= 1
         if work.took_room:
-            self.spare()
+            self._taken -= 1
+        self._freed.set()

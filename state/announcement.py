@@ -1,57 +1,107 @@
-"""Announcement: which stage changes tell of the difference between what was visible and what is. Pure; sends nothing."""
+"""Announcement: which stage changes tell of the difference between what was said and what is. Pure; sends nothing.
+
+A consumer keeps the last change per (journey, contact, stage), so what is said must be true at the moment and nothing said before may stay behind.
+Of the versions of a journey the newest speaks, for everybody; while it is being built, it answers for what its predecessors said as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from schemas.changes import StageChange
 
-from .evidence import moment_ms
-from .messages import ACTIVITY
+from .evidence import Hits, moment_ms
+from .messages import ACTIVITY, Part, Said
 from .progress import Progress
 from .views import View
+
+Spoken = tuple[str, Progress | None]  # under which name, and what was said; None: something, but what is not known here
+
+
+def spoken_before(view: View, holder: bytes, name: str, hits: Hits) -> list[Spoken]:
+    """What *view* and the versions before it may have said of a person whose evidence was *hits*, last."""
+    spoken: list[Spoken] = [(name, view.project(hits))]
+    if not view.settled(holder):
+        spoken += predecessors_said(view, name, hits)
+    return spoken
+
+
+def predecessors_said(view: View, name: str, hits: Hits) -> list[Spoken]:
+    """What the versions before *view* may have said. An abandoned one may have spoken or not, so nothing may have been said as well."""
+    spoken: list[Spoken] = [(name, before.project(hits)) for before in view.predecessors]
+    if not any(before.told for before in view.predecessors):
+        spoken.append((name, ()))
+    return spoken
+
+
+def said_of(views: Iterable[View], holder: bytes, hits: Hits) -> dict[str, Said]:
+    """What has been said of a person that is handed over, by journey: as far as any of its versions may have gone."""
+    said: dict[str, Said] = {}
+    for view in views:
+        if not view.speaks:
+            continue
+        names: tuple[str, ...] = ()
+        for version in (view, *view.predecessors):
+            reached = len(version.project(hits))
+            if reached > len(names):
+                names = tuple(stage.name for stage in version.journey.stages[:reached])
+        if names:
+            said[view.journey.id] = Said(view.journey.version or 0, view.settled(holder), names)
+    return said
+
+
+def farewell(part: Part, cause: str, cause_id: str | None) -> list[StageChange]:
+    """The name of *part* is nobody's any more: all that was said under it is left."""
+    return [
+        StageChange(journey, said.version, part.name, stage, name, "left", None, None, cause, cause_id)
+        for journey, said in part.said.items()
+        for stage, name in enumerate(said.stages, 1)
+    ]
+
+
+def part_said(view: View, part: Part) -> tuple[Spoken, int]:
+    """What was said of a part under the name that stays, and how many stages that went at most."""
+    said = part.said.get(view.journey.id)
+    if said is None:
+        return (part.name, ()), 0
+    if said.settled and said.version == (view.journey.version or 0):
+        return (part.name, view.project(part.hits)), len(said.stages)
+    return (part.name, None), len(said.stages)
 
 
 def differences(
     view: View,
-    befores: list[tuple[str, Progress]],
+    spoken: list[Spoken],
     name: str,
     after: Progress,
     cause: str,
     cause_id: str | None,
     ids: Mapping[bytes, str],
+    furthest: int = 0,
 ) -> list[StageChange]:
-    """Announces the difference between what was visible under each name and what is (design, section 6, stage changes at a join).
+    """What *view* has to say so that *after* is the last that was said of *name*, and nothing is left of other names.
 
-    A part that was visible under the name that stays may have spoken after this one did: unless all agree, the truth is said again.
+    Unless all that was said before under *name* agrees with the truth, the truth is said. *furthest*: as many stages may have been spoken of at
+    least. *ids*: hit -> activity id, of those that arrived just now.
     """
-    journey, changes = view.journey, list[StageChange]()
-    version = journey.version or 0
-    mine: list[Progress] = []
-    for part, before in befores:
-        if part == name:
-            mine.append(before)
-            continue
-        for stage, reached in enumerate(before, 1):
-            changes.append(
-                StageChange(
-                    journey.id,
-                    version,
-                    part,
-                    stage,
-                    _stage_name(view, stage),
-                    "left",
-                    None,
-                    reached.at_ms,
-                    cause,
-                    cause_id,
-                )
-            )
-    for k in range(max(len(after), max(map(len, mine), default=0))):
+    changes: list[StageChange] = []
+    mine: list[Progress | None] = []
+    others: dict[str, Progress] = {}
+    for who, said in spoken:
+        if who == name:
+            mine.append(said)
+        elif said is not None and len(said) > len(others.get(who, ())):
+            others[who] = said
+    for who, said in others.items():
+        for stage, reached in enumerate(said, 1):
+            changes.append(_change(view, who, stage, "left", None, reached.at_ms, cause, cause_id))
+    unknown = None in mine
+    known = [said for said in mine if said is not None]
+    for k in range(max(len(after), furthest, max(map(len, known), default=0))):
         now = after[k] if k < len(after) else None
-        was = [before[k].at if k < len(before) else None for before in mine] or [None]
+        was = [said[k].at if k < len(said) else None for said in known] or [None]
         at = None if now is None else now.at
-        if all(before == at for before in was):
+        if not unknown and all(before == at for before in was):
             continue
         previous = next((before for before in was if before is not None), None)
         change = "left" if now is None else "reached" if previous is None or previous == at else "moved"
@@ -60,14 +110,39 @@ def differences(
             arrived = next((ids[hit] for hit in reversed(now.met_by) if hit in ids), None)
             if arrived is not None:
                 why, why_id = ACTIVITY, arrived
-        changes.append(
-            StageChange(
-                journey.id, version, name, k + 1, _stage_name(view, k + 1), change, None if now is None else now.at_ms,
-                None if previous is None else moment_ms(previous), why, why_id,
-            )
-        )  # fmt: skip
+        reached_ms, previous_ms = None if now is None else now.at_ms, None if previous is None else moment_ms(previous)
+        changes.append(_change(view, name, k + 1, change, reached_ms, previous_ms, why, why_id))
     return changes
 
 
+def _change(
+    view: View,
+    name: str,
+    stage: int,
+    change: str,
+    at_ms: int | None,
+    previous_ms: int | None,
+    cause: str,
+    cause_id: str | None,
+) -> StageChange:
+    journey = view.journey
+    return StageChange(
+        journey.id,
+        journey.version or 0,
+        name,
+        stage,
+        _stage_name(view, stage),
+        change,
+        at_ms,
+        previous_ms,
+        cause,
+        cause_id,
+    )
+
+
 def _stage_name(view: View, stage: int) -> str:
-    return view.journey.stages[stage - 1].name
+    """The stage's name, by the newest version that has so many stages."""
+    for version in (view, *view.predecessors):
+        if stage <= len(version.journey.stages):
+            return version.journey.stages[stage - 1].name
+    return ""  # a version that only the part's worker knew

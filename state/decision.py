@@ -13,10 +13,10 @@ from typing import NamedTuple
 from schemas.changes import StageChange
 
 from . import records
-from .announcement import differences
+from .announcement import Spoken, differences, farewell, part_said, predecessors_said, said_of, spoken_before
 from .evidence import Evidence, moment_ms
 from .identity import Identity, Merge, place
-from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Unite
+from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Part, Unite
 from .progress import Progress
 from .totals import Cell, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
@@ -74,7 +74,7 @@ class _Person:
         self.raw_identity: bytes | None = None  # not decoded until needed
         self.head: tuple[str, tuple[str, ...], int | None] = (contact, (), None)  # name, groups, erased_at_ms
         self.shown: _Shown | None = None
-        self.parts: list[tuple[str, Mapping[bytes, bytes]]] = []
+        self.parts: list[Part] = []
         self.rules: set[bytes] = set()  # whose hits changed
         self.renamed = False  # name, groups, members or erasure changed: every view is concerned
         self.changed = False  # evidence record has to be written
@@ -163,16 +163,19 @@ class Batch:
         concerned: Iterable[View] = (
             by_rule.get(rule, ()) if len(changed) == 1 else self._views.concerned(r for r, _ in changed)
         )
+        holder = key[1:]
         for view in concerned:
             after, before = view.project(hits), view.project(before_hits)
-            if after == before and not evidence.marked:
+            settled = view.settled(holder)
+            if after == before and settled and not evidence.marked:
                 continue
-            holder = key[1:]
-            if view.announces(holder):
-                arrived = {hit: ids[hit] for _, hit in changed}
-                self._decision.changes.extend(
-                    differences(view, [(contact, before)], contact, after, ACTIVITY, ids[last], arrived)
+            if view.speaks:
+                spoken: list[Spoken] = (
+                    [(contact, before)] if settled else spoken_before(view, holder, contact, before_hits)
                 )
+                arrived = {hit: ids[hit] for _, hit in changed}
+                said = differences(view, spoken, contact, after, ACTIVITY, ids[last], arrived)
+                self._decision.changes.extend(said)
             if view.includes(holder):
                 self._place(view, contact, (contact, (), before, bool(before_marked & view.rules)), -1)
                 self._place(view, contact, (contact, (), after, bool(evidence.marked & view.rules)), 1)
@@ -194,8 +197,8 @@ class Batch:
             else:
                 self._unite(person, message)
 
-    def scan(self, view: View, contacts: Iterable[str], predecessor: View | None) -> None:
-        """Takes holders among *contacts* into *view*, which is being built, and announces how they stand against *predecessor*.
+    def scan(self, view: View, contacts: Iterable[str]) -> None:
+        """Takes holders among *contacts* into *view*, which is being built, and announces how they stand against what was said before.
 
         The caller moves the view's cursor past them afterwards. Nothing else may be in the same batch.
         """
@@ -204,10 +207,11 @@ class Batch:
             if person.pointer is not None:
                 continue
             name, groups, _ = person.head
-            after = view.project(person.evidence.hits)
-            if not view.told:
-                before = predecessor.project(person.evidence.hits) if predecessor is not None else ()
-                self._decision.changes.extend(differences(view, [(name, before)], name, after, EDIT, None, {}))
+            hits = person.evidence.hits
+            after = view.project(hits)
+            if view.speaks and not view.told:
+                spoken = predecessors_said(view, name, hits)
+                self._decision.changes.extend(differences(view, spoken, name, after, EDIT, None, {}))
             marked = bool(person.evidence.marked and person.evidence.marked & view.rules)
             self._place(view, person.contact, (name, groups, after, marked), 1)
 
@@ -287,7 +291,7 @@ class Batch:
         elif person.cause == ACTIVITY and message.hits:
             person.cause_id = message.cause_id
         if message.part is not None:
-            person.parts.append((message.part, message.hits))
+            person.parts.append(Part(message.part, message.hits, message.said))
             person.renamed = True
 
     def _unite(self, person: _Person, message: Unite) -> None:
@@ -325,6 +329,7 @@ class Batch:
             Join(
                 to, person.evidence.hits, person.evidence.marked, tuple(sorted(identity.members)), tuple(sorted(identity.merges)),
                 identity.profiles, identity.erased_at_ms, MERGE, cause_id, part=shown.name,
+                said=said_of(self._views.all, person.key, shown.hits),
             )
         )  # fmt: skip
         had_identity = person.raw_identity is not None
@@ -359,21 +364,23 @@ class Batch:
             concerned = self._views.concerned(person.rules)
         else:
             concerned = self._views.concerned(
-                {*hits, *shown.hits, *(rule for _, part in person.parts for rule in part)}
+                {*hits, *shown.hits, *(rule for part in person.parts for rule in part.hits)}
             )
+        for part in person.parts:
+            if part.name != name:
+                self._decision.changes.extend(farewell(part, person.cause, person.cause_id))
         for view in concerned:
             after = view.project(hits)
             before = view.project(shown.hits)
-            if after == before and not person.renamed and not evidence.marked:
-                continue
-            if not self._silent:
-                befores = [(shown.name, before), *((part, view.project(theirs)) for part, theirs in person.parts)]
-                speaks = view.announces(person.key)
-                if not speaks:  # yet a name that disappears may have been spoken of where it lived
-                    befores = [(part, theirs) for part, theirs in befores if part != name]
-                now_visible = after if speaks else ()
+            if view.speaks and not self._silent:
+                spoken, furthest = spoken_before(view, person.key, shown.name, shown.hits), 0
+                for part in person.parts:
+                    if part.name == name:
+                        said, stages = part_said(view, part)
+                        spoken.append(said)
+                        furthest = max(furthest, stages)
                 self._decision.changes.extend(
-                    differences(view, befores, name, now_visible, person.cause, person.cause_id, person.ids)
+                    differences(view, spoken, name, after, person.cause, person.cause_id, person.ids, furthest)
                 )
             if view.includes(person.key):
                 was = shown.name, shown.groups, before, bool(shown.marked & view.rules)

@@ -21,8 +21,24 @@ class Origin(NamedTuple):
     headers: tuple[tuple[str, bytes], ...]
 
 
+class Said(NamedTuple):
+    """What was announced of a person in one journey: by which version last, whether only by that one, and the names of the stages it went to."""
+
+    version: int
+    settled: bool
+    stages: tuple[str, ...]
+
+
+class Part(NamedTuple):
+    """A whole holder that hands over: the name under which it was visible until now, its evidence, and what was said of it, by journey."""
+
+    name: str
+    hits: Mapping[bytes, bytes]
+    said: Mapping[str, Said]
+
+
 class Join(NamedTuple):
-    """Facts for *to* to join. With *part*, a whole holder hands over: `part` is the name under which it was visible until now."""
+    """Facts for *to* to join. `part`: the name of a whole holder that hands over; `said`: what was announced of it, by journey."""
 
     to: str
     hits: Mapping[bytes, bytes] = {}
@@ -35,6 +51,7 @@ class Join(NamedTuple):
     cause_id: str | None = None
     ids: Mapping[bytes, str] = {}  # hit -> id of its activity
     part: str | None = None
+    said: Mapping[str, Said] = {}
 
 
 class Unite(NamedTuple):

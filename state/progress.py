@@ -98,11 +98,13 @@ def compile_condition(condition: Condition | Rule, key: RuleKey) -> Met:
     return _any(members) if condition.op == "any" else _all(members)
 
 
-def rules_of(condition: Condition | Rule) -> list[Rule]:
-    """The rules of *condition*, in the order listed."""
-    if not isinstance(condition, Condition):
-        return [condition]
-    return [rule for member in condition.members for rule in rules_of(member)]
+def rules_of(what: Journey | Condition | Rule) -> list[Rule]:
+    """The rules of a journey or condition, in the order listed."""
+    if isinstance(what, Journey):
+        return [rule for stage in what.stages for rule in rules_of(stage.condition)]
+    if isinstance(what, Condition):
+        return [rule for member in what.members for rule in rules_of(member)]
+    return [what]
 
 
 class Projection:

@@ -31,11 +31,22 @@ class View:
     """One journey version over one partition.
 
     `cursor` is None when the view is complete. Else a scan is building it: contacts up to the cursor (their ids as bytes) are in it, the others
-    are not yet. `successor` is the view that is being built to replace this one. *told*: its stage changes have been announced from its first day;
-    where its index is lost and built again, there is nothing to tell about it.
+    are not yet. `told`: its stage changes are out for everybody; where its index is lost and built again, there is nothing to tell.
+    `speaks`: it is the newest of its journey, which alone announces; `predecessors` are those that announced before, until it is told.
     """
 
-    __slots__ = ("cursor", "id", "journey", "project", "projection", "rules", "successor", "told")
+    __slots__ = (
+        "cursor",
+        "id",
+        "journey",
+        "predecessors",
+        "project",
+        "projection",
+        "rules",
+        "speaks",
+        "told",
+        "watched",
+    )
 
     def __init__(self, journey: Journey, cursor: bytes | None = None, told: bool = False) -> None:
         self.journey = journey
@@ -45,17 +56,22 @@ class View:
         self.id = view_id(journey)
         self.cursor = cursor
         self.told = told or cursor is None
-        self.successor: View | None = None
+        self.speaks = True
+        self.predecessors: tuple[View, ...] = ()
+        self.watched = self.rules  # with those of its predecessors
+
+    def follow(self, predecessors: Iterable[View]) -> None:
+        """From now on this view announces, in place of *predecessors*."""
+        self.predecessors = () if self.told else tuple(predecessors)
+        self.watched = self.rules.union(*(view.rules for view in self.predecessors))
 
     def includes(self, contact: bytes) -> bool:
         """Whether the person held by *contact* is in this view already."""
         return self.cursor is None or contact <= self.cursor
 
-    def announces(self, contact: bytes) -> bool:
-        """Whether stage changes of the person held by *contact* are this view's to tell: of two versions only one speaks of a person."""
-        return (self.told or self.includes(contact)) and (
-            self.successor is None or not self.successor.announces(contact)
-        )
+    def settled(self, contact: bytes) -> bool:
+        """Whether all that was last said of the person held by *contact* was said by this view."""
+        return self.told or contact <= (self.cursor or b"")
 
 
 def view_id(journey: Journey) -> bytes:
@@ -65,7 +81,7 @@ def view_id(journey: Journey) -> bytes:
 
 
 class Views:
-    """The views of a partition, found by the rules they use."""
+    """The views of a partition, found by the rules they watch."""
 
     __slots__ = ("all", "by_rule")
 
@@ -73,11 +89,11 @@ class Views:
         self.all = tuple(views)
         self.by_rule: dict[bytes, tuple[View, ...]] = {}
         for view in self.all:
-            for rule in view.rules:
+            for rule in view.watched:
                 self.by_rule[rule] = (*self.by_rule.get(rule, ()), view)
 
     def concerned(self, rules: Iterable[bytes]) -> list[View]:
-        """The views that use any of *rules*, each once."""
+        """The views that watch any of *rules*, each once."""
         found: dict[bytes, View] = {}
         for rule in rules:
             for view in self.by_rule.get(rule, ()):

@@ -13,8 +13,10 @@ from typing import Any
 from agents import questions
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
+from schemas.rules import rule_key
 from state.ledger import Memory
 from state.matching import Matcher
+from state.progress import rules_of
 from streams.partitioner import partition_of
 
 TOPICS = {name: f"waypost.{name}" for name in (*SOURCES, "stage-changes", "rejected", "totals")}
@@ -109,8 +111,9 @@ class Loopback:
         partition.activate()
 
     def match(self) -> None:
-        rules = {k: r for p in self.partitions.values() for v in p.views.all for k, r in v.projection.rules.items()}
-        self.context.matcher = Matcher(rules.values())
+        views = (v.projection.rules for p in self.partitions.values() for v in p.views.all)
+        rules = {rule_key(r): r for journey in self.context.catalog.values() for r in rules_of(journey)}
+        self.context.matcher = Matcher({**rules, **{k: r for view in views for k, r in view.items()}}.values())
 
     def apply(self, journey: dict[str, Any] | Journey) -> None:
         parsed = journey if isinstance(journey, Journey) else parse_journey(journey)
@@ -155,6 +158,7 @@ class Loopback:
             order(places)
             moved = any([await self.step(*place) for place in places])
             for partition in self.partitions.values():
+                await partition.drain()  # a view begins once the changelog knows of it
                 for scan in list(partition.building.scans.values()):
                     await scan
                 await partition.drain()
