@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import Any
 
 from agents import questions
-from agents.partition import LIVE
+from agents.building import LIVE
 from schemas.hashing import h8
 from schemas.journey import Journey
 from schemas.rules import rule_key
@@ -50,7 +50,7 @@ def check_places(cluster: Cluster, history: oracle.History, people: list[oracle.
         hits = _hits(person)
         if holder not in found:
             assert len(person.contacts) == 1, f"{person.contacts} are one person and have no holder"
-            assert not hits and person.profile is None and person.erased_at_ms is None, f"nothing is kept of {holder}"
+            assert not (hits or person.profile or person.erased_at_ms), f"nothing is kept of {holder}"
             continue
         for contact in person.contacts - {holder}:
             at, steps = contact, 0
@@ -66,7 +66,8 @@ def check_places(cluster: Cluster, history: oracle.History, people: list[oracle.
             evidence.forget(identity.erased_at_ms)
         assert evidence.hits == hits, f"evidence of {sorted(person.contacts)} is {evidence.hits}, not {hits}"
         if identity is None:
-            assert len(person.contacts) == 1 and person.profile is None and person.erased_at_ms is None, "identity is lost"
+            lost = len(person.contacts) > 1 or person.profile or person.erased_at_ms
+            assert not lost, f"the identity of {holder} is lost"
             continue
         mine = {m for m in merges if m.from_ in person.contacts}
         assert identity.members == set(person.contacts), f"members {identity.members}, not {set(person.contacts)}"
@@ -78,8 +79,8 @@ def check_places(cluster: Cluster, history: oracle.History, people: list[oracle.
         if person.profile is None:
             assert kept is None, f"{identity.name} has a profile: {kept}"
         else:
-            assert kept is not None and kept.at_ms == person.profile.at_ms
-            assert json.loads(kept.attributes) == person.profile.attributes
+            assert kept is not None, f"{identity.name} has no profile"
+            assert (kept.at_ms, json.loads(kept.attributes)) == (person.profile.at_ms, person.profile.attributes)
 
 
 def _pointer(found: dict[str, tuple[bytes, bytes | None]], contact: str) -> str | None:

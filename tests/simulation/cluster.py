@@ -1,24 +1,27 @@
 """A whole cluster in memory: the real partitions of `agents`, on doubles of broker, disk and clock, driven by one seeded generator.
 
-Every step of section 6's batch ends where the generator says: what a worker has sent and not seen acknowledged may be on the broker, in part or not at
-all, when it dies. Nothing here knows what the right answer is; see `checks`.
+Every step of section 6's batch ends where the generator says: what a worker has sent and not seen acknowledged may be on the broker, in part or
+not at all, when it dies. Nothing here knows what the right answer is; see `checks`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import agents.building
 import agents.partition
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
 from state.matching import Matcher
 from state.progress import rules_of
+from state.views import group_key, index_prefix
 from streams.partitioner import partition_of
 
 from .doubles import Disk, Loop, MemoryLedger
@@ -70,7 +73,7 @@ class Worker:
             partitions=cluster.plan.partitions, data_dir=Path(f"/w{self.number}"), memory=cluster.disk, topics=TOPICS,
             outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen),
             now_ms=lambda: NOW_MS, failed=cluster.failed, ahead_ms=86_400_000, max_merges=10_000,
-            matcher=MATCHER, catalog=dict(cluster.catalogs[self.catalog_version]),
+            matcher=MATCHER, catalog=dict(cluster.catalogs[self.catalog_version]), chunk_records=cluster.chunk_records,
         )  # fmt: skip
 
     async def send(self, topic: str, records: list[Any]) -> asyncio.Future[Any]:
@@ -114,6 +117,7 @@ class Cluster:
         self.facts_sent = 0
         self.catalogs: list[dict[str, Journey]] = [{}]
         self.faults = self.rng.choice((0, 2, 4, 8))
+        self.chunk_records = self.rng.choice((1, 2, 8, 50))
         self.error: BaseException | None = None
         self.workers = [Worker(self, n) for n in range(plan.workers)]
         self.owner = [self.rng.choice(self.workers) for _ in range(plan.partitions)]
@@ -157,6 +161,8 @@ class Cluster:
         last = -1
         for partition, records in pending.by_partition.items():
             last = self.append(pending.topic, partition, records)
+            if pending.topic == "handoffs" and self.rng.random() < 0.05:
+                self.append(pending.topic, partition, records)
         if acknowledge and not pending.future.done():
             pending.future.set_result(last if pending.topic == "changelog" else None)
             self.run()
@@ -191,10 +197,8 @@ class Cluster:
         part = worker.open.get(p)
         if part is None:
             part = worker.open[p] = Partition(p, worker.context)
-        stale = self.follow(part, None)
-        self.foreign[p] |= stale
-        if stale:
-            self.clean_to[p] = min(self.clean_to[p], self.changelog_ends[p])
+        self.foreign[p] = self.follow(part, None)  # what it finds is all that a new owner knows
+        self.clean_to[p] = 0
         self.loop.finish(self._activate(part))
         for source in SOURCES:
             worker.read_to[p, source] = self.acked[source, p] = self.committed[source, p]
@@ -278,7 +282,7 @@ class Cluster:
     def deliver(self, worker: Worker, p: int, source: str) -> None:
         """A chunk of random size of one source of one partition."""
         log, at = self.logs[source, p], worker.read_to[p, source]
-        n = min(len(log) - at, self.rng.choice((1, 1, 2, 3, 8, 50)))
+        n = min(len(log) - at, self.chunk_records, self.rng.choice((1, 1, 2, 3, 8, 50)))
         chunk = log[at : at + n]
         worker.read_to[p, source] = at + n
 
@@ -326,7 +330,7 @@ class Cluster:
         async def reconcile() -> None:
             for part in worker.open.values():
                 if part.active:
-                    part.reconcile()
+                    part.building.reconcile()
 
         self.loop.finish(reconcile())
         self.run()
@@ -360,7 +364,20 @@ class Cluster:
         if rng.random() < 0.02:
             choices = [(1.0, lambda: self.compact(rng.randrange(self.plan.partitions), rng.randint(0, 200)))]
         rng.choices([c for _, c in choices], [w for w, _ in choices])[0]()
+        if rng.random() < 0.05:
+            self.check_numbers()
         return True
+
+    def check_numbers(self) -> None:
+        """At any moment a number equals the list behind it, in each partition."""
+        for worker in self.workers:
+            for part in worker.open.values():
+                for view in part.views.all:
+                    cells = part.totals.get(view.id, {})
+                    for group in {"", *cells}:
+                        listed = sum(1 for _ in part.ledger.scan(index_prefix(view.id, group_key(group or None))))
+                        counted = cells.get(group, {}).get(("r", 1, 0), 0)
+                        assert counted == listed, f"{counted} are counted, {listed} listed of {view.journey.id}, group {group!r}"
 
     def committed_behind(self, p: int) -> bool:
         return any(self.acked[s, p] > self.committed[s, p] for s in SOURCES)
@@ -418,6 +435,13 @@ class Cluster:
                 self.drop(worker, p)
 
 
-def with_doubles() -> Any:
-    """A context in which partitions open ledgers in memory."""
-    return patch.object(agents.partition, "Ledger", MemoryLedger)
+@contextmanager
+def with_doubles(seed: int) -> Iterator[None]:
+    """Partitions open ledgers in memory, and have few decisions on their way and small scan steps."""
+    rng = Random(seed)
+    in_flight = rng.choice((1, 2, 6))
+    with (
+        patch.multiple(agents.partition, Ledger=MemoryLedger, IN_FLIGHT=in_flight),
+        patch.multiple(agents.building, SCAN_CONTACTS=rng.choice((1, 2, 1000))),
+    ):
+        yield

@@ -11,7 +11,7 @@ from .history import plan
 
 def play(seed: int, trace: Callable[[str], None] | None = None) -> Cluster:
     """Raises AssertionError when anything differs from the oracle."""
-    with with_doubles():
+    with with_doubles(seed):
         cluster = Cluster(plan(seed), trace)
         for stop in cluster.plan.stops:
             cluster.settle(stop)
