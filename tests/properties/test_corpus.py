@@ -1,0 +1,87 @@
+"""The corpus of bad records: each is refused with its reason, and the odd good ones are taken: by the codec, and by what workers do with chunks."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from agents import intake
+from schemas import codec
+from schemas.errors import Refused
+from state.matching import Matcher
+from tests.simulation.cluster import Record
+from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Good, Sent
+
+NOW_MS, AHEAD_MS = AT_MS + 1000, 86_400_000
+
+
+def take(sent: Sent) -> tuple[str, int]:
+    """Contact and time of a record, by the codec's functions in the order in which a worker calls them."""
+    if sent.topic == "contacts" and sent.value is None:
+        return codec.decode_contact_key(sent.key), 0
+    if sent.value is None:
+        raise Refused("empty_value", "null")
+    if sent.topic == "activities":
+        activity = codec.decode_activity(sent.value)
+        who, at_ms = activity.contact_id, codec.activity_at_ms(activity)
+        assert codec.activity_id(activity, sent.value), "every activity has an id in the end"
+    elif sent.topic == "contact-merges":
+        merge = codec.decode_merge(sent.value)
+        assert merge.id, "every merge has an id in the end"
+        who, at_ms = merge.from_, merge.at_ms
+    else:
+        profile = codec.decode_profile(sent.key, sent.value)
+        who, at_ms = profile.contact_id, profile.at_ms
+    codec.refuse_future(at_ms, NOW_MS, AHEAD_MS)
+    return who, at_ms
+
+
+def test_the_corpus_is_large_and_has_no_doubles() -> None:
+    assert len(BAD) >= 200
+    assert len({bad.name for bad in BAD}) == len(BAD)
+    assert len({good.name for good in GOOD}) == len(GOOD)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.name)
+def test_bad_ones_are_refused_with_their_reason(bad: Bad) -> None:
+    with pytest.raises(Refused) as refused:
+        take(bad)
+    said = f"{refused.value.message} {refused.value.code} {refused.value.path}"
+    assert re.search(bad.reason, said, re.IGNORECASE), said
+    assert len(refused.value.message) < 1000, "a reason is a sentence, however large the record"
+    refused.value.message.encode()  # it goes into a header
+
+
+@pytest.mark.parametrize("good", GOOD, ids=lambda good: good.name)
+def test_odd_ones_are_taken(good: Good) -> None:
+    assert take(good) == (good.contact_id, good.at_ms)
+
+
+def test_exactly_the_allowed_time_ahead_is_taken() -> None:
+    codec.refuse_future(NOW_MS + AHEAD_MS, NOW_MS, AHEAD_MS)
+    with pytest.raises(Refused):
+        codec.refuse_future(NOW_MS + AHEAD_MS + 1, NOW_MS, AHEAD_MS)
+
+
+def taken_in(sent: list[Sent]) -> list[tuple[Record, Refused]]:
+    """What intake refuses of chunks that hold *sent*, topic by topic."""
+    chunks: dict[str, list[Record]] = {"activities": [], "contact-merges": [], "contacts": []}
+    for offset, one in enumerate(sent):
+        chunks[one.topic].append(Record(offset, AT_MS, one.key, one.value, one.headers))
+    return [
+        *intake.activities(chunks["activities"], Matcher([]), NOW_MS, AHEAD_MS).refused,
+        *intake.merges(chunks["contact-merges"], "contact-merges", 0, NOW_MS, AHEAD_MS).refused,
+        *intake.profiles(chunks["contacts"], NOW_MS, AHEAD_MS).refused,
+    ]
+
+
+def test_a_chunk_of_good_and_bad_loses_none_and_refuses_the_bad_as_they_came() -> None:
+    mixed: list[Sent] = [one for pair in zip(BAD, GOOD * (len(BAD) // len(GOOD) + 1), strict=False) for one in pair]
+    refused = {record.offset: (record, error) for record, error in taken_in(mixed)}
+    for offset, one in enumerate(mixed):
+        assert (offset in refused) == isinstance(one, Bad), one.name
+        if isinstance(one, Bad):
+            record, error = refused[offset]
+            assert (record.key, record.value, record.headers) == (one.key, one.value, one.headers)
+            assert re.search(one.reason, f"{error.message} {error.code} {error.path}", re.IGNORECASE), one.name
