@@ -99,9 +99,9 @@ def listed(
         if after is not None and after[0] > k:
             continue
         start = index_prefix(view.id, group8) + after if after is not None and after[0] == k else None
-        for key, value in partition.ledger.scan(index_prefix(view.id, group8, k), start, limit - len(rows)):
-            at_stage, moment, name = split_index_key(key)
-            evidence, identity = _holder(partition, value.decode() or name)
+        for key, _ in partition.ledger.scan(index_prefix(view.id, group8, k), start, limit - len(rows)):
+            at_stage, moment, name, holder = split_index_key(key)
+            evidence, identity = _holder(partition, holder)
             groups = () if identity is None else identity[1]
             if at_stage != stage:
                 moment = view.project(evidence.hits)[stage - 1].at

@@ -50,7 +50,6 @@ class _Person:
     __slots__ = (
         "cause",
         "cause_id",
-        "changed",
         "contact",
         "evidence",
         "head",
@@ -63,6 +62,7 @@ class _Person:
         "renamed",
         "rules",
         "shown",
+        "was_holder",
     )  # fmt: skip
 
     def __init__(self, contact: str) -> None:
@@ -77,7 +77,7 @@ class _Person:
         self.parts: list[Part] = []
         self.rules: set[bytes] = set()  # whose hits changed
         self.renamed = False  # name, groups, members or erasure changed: every view is concerned
-        self.changed = False  # evidence record has to be written
+        self.was_holder = True
         self.cause, self.cause_id = ACTIVITY, None  # type: str, str | None
         self.ids: dict[bytes, str] = {}
 
@@ -227,10 +227,17 @@ class Batch:
                 continue
             if person.pointer is not None:
                 continue
-            person.evidence = Evidence() if evidence is None else records.decode_evidence(evidence)[0]
-            person.raw_identity, person.identity, person.head = identity, None, (contact, (), None)
-            if identity is not None:
-                person.head = records.decode_head(identity)
+            person.evidence, has_identity = Evidence(), False
+            if evidence is not None:
+                person.evidence, has_identity = records.decode_evidence(evidence)
+            # an identity counts once the evidence beside it says that it is there: the changelog may have ended between the two
+            person.raw_identity, person.identity, person.head = (
+                identity if has_identity else None,
+                None,
+                (contact, (), None),
+            )
+            if person.raw_identity is not None:
+                person.head = records.decode_head(person.raw_identity)
                 if person.head[2] is not None:
                     person.evidence.forget(person.head[2])
             person.renamed = True
@@ -247,6 +254,7 @@ class Batch:
         if record is not None:
             person.pointer = records.pointer_of(record)
             if person.pointer is not None:
+                person.was_holder = False
                 return person
             person.evidence, has_identity = records.decode_evidence(record)
             if has_identity:
@@ -332,15 +340,7 @@ class Batch:
                 said=said_of(self._views.all, person.key, shown.hits),
             )
         )  # fmt: skip
-        had_identity = person.raw_identity is not None
         person.pointer, person.shown = to, None
-        # in this order: a changelog that ends between the two must not hold a holder without its identity
-        evidence_key, identity_key = records.EVIDENCE + person.key, records.IDENTITY + person.key
-        self._decision.records.pop(evidence_key, None)
-        self._decision.records.pop(identity_key, None)
-        self._decision.records[evidence_key] = records.encode_alias(to)
-        if had_identity:
-            self._decision.records[identity_key] = None
 
     # ------------------------------------------------------------------ outcome
 
@@ -350,6 +350,17 @@ class Batch:
         for person in self._persons.values():
             if person.pointer is None and (person.rules or person.renamed):
                 self._flush(person)
+        # The changelog may end anywhere in what we write. An alias comes behind the holder that took its evidence over in the same batch, and its
+        # own identity goes last: otherwise evidence would be with nobody, or a holder without its identity.
+        written = self._decision.records
+        for person in self._persons.values():
+            if person.pointer is not None and person.was_holder:
+                evidence_key, identity_key = records.EVIDENCE + person.key, records.IDENTITY + person.key
+                written.pop(evidence_key, None)
+                written.pop(identity_key, None)
+                written[evidence_key] = records.encode_alias(person.pointer)
+                if person.raw_identity is not None:
+                    written[identity_key] = None
         return self._decision
 
     def _flush(self, person: _Person) -> None:
@@ -412,12 +423,11 @@ class Batch:
             cells.append(("m", 0, 0))
         if not cells:
             return
-        key = name.encode()
-        value = None if count < 0 else b"" if name == holder else holder.encode()
+        value = None if count < 0 else b""
         entries, totals = self._decision.entries, self._decision.totals.setdefault(view.id, {})
         for group in ("", *groups):
             if progress:
-                entries[index_key(view.id, group_key(group) if group else EVERYONE, progress, key)] = value
+                entries[index_key(view.id, group_key(group) if group else EVERYONE, progress, name, holder)] = value
             mine = totals.get(group)
             if mine is None:
                 mine = totals[group] = {}

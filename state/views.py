@@ -2,7 +2,7 @@
 
 | key | value |
 |---|---|
-| `x` view 8, group 8, furthest stage u8, reach moment 8, name | holder where it is not the name itself |
+| `x` view 8, group 8, furthest stage u8, reach moment 8, name, and, where the holder is another, 0xff and the holder | nothing |
 | `t` view 8, group 8, kind 1, stage u8, bucket i64 | count i64, group |
 
 The group of all persons is eight zero bytes.
@@ -112,14 +112,20 @@ def index_prefix(view: bytes, group: bytes, stage: int | None = None) -> bytes:
     return head if stage is None else head + bytes((stage,))
 
 
-def index_key(view: bytes, group: bytes, progress: Progress, name: bytes) -> bytes:
-    """The index key of a person whose furthest stage is the last of *progress*, which is not empty."""
-    return INDEX + view + group + bytes((len(progress),)) + progress[-1].at + name
+def index_key(view: bytes, group: bytes, progress: Progress, name: str, holder: str) -> bytes:
+    """The index key of a person whose furthest stage is the last of *progress*, which is not empty.
+
+    With the holder: between a handover and its sender's becoming an alias, a crash can leave two holders of one name, and each counts. 0xff is no
+    byte of UTF-8.
+    """
+    who = name.encode() if name == holder else name.encode() + b"\xff" + holder.encode()
+    return INDEX + view + group + bytes((len(progress),)) + progress[-1].at + who
 
 
-def split_index_key(key: bytes) -> tuple[int, bytes, str]:
-    """`(furthest stage, its reach moment, name)` of an index key."""
-    return key[_INDEX_HEAD], key[_INDEX_HEAD + 1 : _INDEX_HEAD + 9], key[_INDEX_HEAD + 9 :].decode()
+def split_index_key(key: bytes) -> tuple[int, bytes, str, str]:
+    """`(furthest stage, its reach moment, name, holder)` of an index key."""
+    name, _, holder = key[_INDEX_HEAD + 9 :].partition(b"\xff")
+    return key[_INDEX_HEAD], key[_INDEX_HEAD + 1 : _INDEX_HEAD + 9], name.decode(), (holder or name).decode()
 
 
 def cell_key(view: bytes, group: str, cell: Cell) -> bytes:
