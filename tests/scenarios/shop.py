@@ -1,0 +1,268 @@
+"""A shop to tell stories in: contacts do things, and the screen says what it says. The worker's real partitions, on ledgers and logs in memory.
+
+Everything is answered at once and in order; other orders and crashes are the simulation's business. Times are "10:00", of one day.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import ANY, patch
+
+import agents.partition
+from agents import questions
+from agents.partition import SOURCES, Context, Partition
+from schemas.journey import Journey, parse_journey
+from schemas.rules import rule_key
+from schemas.times import format_ms, parse_ms
+from state.matching import Matcher
+from state.totals import Cell, results, summed
+from streams.partitioner import partition_of
+from tests.simulation.doubles import Disk, Loop, MemoryLedger
+from tests.support.strategies import all_rules
+
+DAY = "2026-01-02"
+TOPICS = {name: name for name in (*SOURCES, "stage-changes", "rejected", "totals")}
+PARTITIONS = 3
+
+
+def ms(at: str) -> int:
+    """The time that "10:00", "10:00:05" or a whole RFC 3339 text names, in milliseconds."""
+    if "T" in at:
+        return parse_ms(at)
+    return parse_ms(f"{DAY}T{at if at.count(':') == 2 else at + ':00'}Z")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A stage change as a story tells it."""
+
+    change: str
+    stage: int
+    at: str | None = None
+    was: str | None = None
+
+
+def reached(stage: int, at: str) -> Change:
+    return Change("reached", stage, at)
+
+
+def moved(stage: int, at: str, *, was: str) -> Change:
+    return Change("moved", stage, at, was)
+
+
+def left(stage: int, *, was: str = ANY) -> Change:
+    """Without *was*: a merge takes a name away, and does not say since when it had been."""
+    return Change("left", stage, None, was)
+
+
+def _clock(text: str | None) -> str | None:
+    """ "10:00" of an RFC 3339 text of the day."""
+    if text is None:
+        return None
+    clock = text.removeprefix(f"{DAY}T").removesuffix("Z").removesuffix(".000")
+    return clock.removesuffix(":00") if clock.count(":") == 2 else clock
+
+
+@dataclass
+class Contact:
+    """Somebody who visits the shop, known by `id`."""
+
+    shop: Shop
+    id: str
+
+    def does(self, type_: str, *, at: str, id: str | None = None, **fields: Any) -> None:
+        """Any activity."""
+        fact = {"id": id or self.shop.new_id("a"), "contact_id": self.id, "type": type_, "at": ms(at), **fields}
+        self.shop.send("activities", self.id, fact)
+
+    def visits(self, page: str, *, at: str, channel: str | None = None, id: str | None = None) -> None:
+        self.does("pagevisit", at=at, id=id, page=page, url=f"https://shop.example{page}", channel=channel)
+
+    def submits(self, form: str, *, at: str, id: str | None = None) -> None:
+        self.does("bizformsubmit", at=at, id=id, form=form)
+
+    def clicks(self, url: str, *, at: str, email: str) -> None:
+        self.does("emailclick", at=at, url=url, email=email)
+
+    def downloads(self, what: str, *, at: str) -> None:
+        self.does("sample_file_download", at=at, value=what)
+
+    def registers(self, *, at: str) -> None:
+        self.does("memberregistration", at=at)
+
+    def turns_out_to_be(self, other: Contact, *, at: str, id: str | None = None) -> None:
+        """A merge: this contact into *other*."""
+        fact = {"id": id or self.shop.new_id("m"), "from": self.id, "into": other.id, "at": ms(at)}
+        self.shop.send("contact-merges", self.id, fact)
+
+    def is_in(self, *groups: str, at: str = "00:00", **attributes: Any) -> None:
+        """A profile."""
+        self.shop.send(
+            "contacts", self.id, {"contact_id": self.id, "groups": groups, "attributes": attributes, "at": ms(at)}
+        )
+
+    def asks_to_be_forgotten(self, *, at: str) -> None:
+        """An erasure: a null profile, whose record has the time *at*."""
+        self.shop.send_raw("contacts", self.id.encode(), None, ms(at))
+
+
+class Shop:
+    """The shop with one journey. `results()`, `who()`, `row()` are the screen; `changes()` is the topic of stage changes."""
+
+    def __init__(self, *stages: dict[str, Any]) -> None:
+        self._loop, self._ids = Loop(), 0
+        self._logs: dict[tuple[str, int], list[Any]] = {}
+        self._read: dict[tuple[str, int], int] = {}
+        self._contacts: dict[str, Contact] = {}
+        self._version = 0
+        self.rejected: list[dict[str, Any]] = []
+        self._changes: list[dict[str, Any]] = []
+        self._context = Context(
+            partitions=PARTITIONS, data_dir=Path("/shop"), memory=Disk(), topics=TOPICS,
+            outward=SimpleNamespace(send=self._send_out),  # type: ignore[arg-type]
+            changelog=SimpleNamespace(send=self._to_changelog, frozen=lambda _: False),  # type: ignore[arg-type]
+            now_ms=lambda: ms("23:00"), failed=self._failed, ahead_ms=86_400_000, max_merges=10_000, matcher=Matcher([]), catalog={},
+        )  # fmt: skip
+        with patch.object(agents.partition, "Ledger", MemoryLedger):
+            self._partitions = [Partition(number, self._context) for number in range(PARTITIONS)]
+        for partition in self._partitions:
+            self._in_loop(partial(partition.activate, dict.fromkeys(SOURCES, 0)))
+        self.edit(*stages)
+
+    # ------------------------------------------------------------------ telling
+
+    def contact(self, id_: str) -> Contact:
+        return self._contacts.setdefault(id_, Contact(self, id_))
+
+    def edit(self, *stages: dict[str, Any]) -> None:
+        """A new version of the journey."""
+        self._version += 1
+        self.journey: Journey = parse_journey(
+            {"id": "loan", "name": "Loan", "version": self._version, "stages": list(stages)}
+        )
+        known = {} if self._version == 1 else self._rules
+        self._rules = known | {rule_key(rule): rule for rule in all_rules(self.journey)}
+        self._context.matcher = Matcher(self._rules.values())
+        self._context.catalog = {"loan": self.journey}
+        for partition in self._partitions:
+            self._in_loop(partition.building.reconcile)
+
+    def new_id(self, kind: str) -> str:
+        self._ids += 1
+        return f"{kind}-{self._ids}"
+
+    def send(self, topic: str, contact: str, fact: dict[str, Any]) -> None:
+        self.send_raw(topic, contact.encode(), json.dumps(fact).encode(), ms("23:00"))
+
+    def send_raw(
+        self, topic: str, key: bytes | None, value: bytes | None, timestamp_ms: int, partition: int | None = None
+    ) -> None:
+        """A record as it is; without *partition*, where its key belongs."""
+        if partition is None:
+            partition = partition_of(key, PARTITIONS) if key else 0
+        self._append(topic, partition, key, value, (), timestamp_ms)
+        self._settle()
+
+    # ------------------------------------------------------------------ what the screen says
+
+    def results(self, group: str | None = None) -> list[int]:
+        """How many converted, stage by stage."""
+        return [row["converted"] for row in self.rows(group)]
+
+    def rows(self, group: str | None = None) -> list[dict[str, Any]]:
+        """The contract's rows."""
+        return results(self.journey, self._totals(group))
+
+    def row(self, stage: int, group: str | None = None) -> dict[str, Any]:
+        return self.rows(group)[stage - 1]
+
+    def who(self, stage: int, group: str | None = None, dropped_off: bool = False) -> list[str]:
+        """The list behind a number; it is as long as the number says."""
+        kind = questions.DROPPED_OFF if dropped_off else questions.CONVERTED
+        names: list[str] = []
+        for partition in self._partitions:
+            said = questions.listed(partition, "loan", None, stage, kind, group, 1000, None)
+            assert said["total"] == len(said["rows"]), "a number equals the list behind it"
+            names += [row["contact_id"] for row in said["rows"]]
+        return sorted(names)
+
+    def changes(self, contact: Contact) -> list[Change]:
+        """What the topic of stage changes said of *contact*, in order."""
+        return [
+            Change(
+                c["change"],
+                c["stage"],
+                _clock(c["reached_at"]),
+                _clock(c["previous_reached_at"]) if c["change"] != "reached" else None,
+            )
+            for c in self._changes
+            if c["contact_id"] == contact.id
+        ]
+
+    def last_change(self) -> dict[str, Any]:
+        """The last stage change, as the contract writes it."""
+        return self._changes[-1]
+
+    def knows(self, contact: Contact) -> dict[str, Any]:
+        """What is known of a contact, wherever its evidence lives."""
+        id_ = contact.id
+        while True:
+            said = questions.contact(self._partitions[partition_of(id_, PARTITIONS)], id_)
+            if said["state"] != "alias":
+                return said
+            id_ = said["pointer"]
+
+    def stages_of(self, contact: Contact) -> list[str | None]:
+        """When *contact* reached each stage so far."""
+        return [_clock(format_ms(stage["reached_at_ms"])) for stage in self.knows(contact)["journeys"][0]["stages"]]
+
+    def _totals(self, group: str | None) -> dict[Cell, int]:
+        return summed(questions.results(partition, "loan", None, group)["cells"] for partition in self._partitions)
+
+    # ------------------------------------------------------------------ behind the counter
+
+    async def _send_out(self, topic: str, records: list[Any]) -> Any:
+        for partition, key, value, headers, timestamp_ms in records:
+            if topic == "stage-changes":
+                self._changes.append(json.loads(value))
+            elif topic == "rejected":
+                self.rejected.append({"value": value, "key": key, **{name: said.decode() for name, said in headers}})
+            else:
+                self._append(topic, partition, key, value, headers, timestamp_ms)
+        return self._acknowledged(None)
+
+    async def _to_changelog(self, _: int, records: list[Any]) -> Any:
+        return self._acknowledged(len(records) - 1)
+
+    async def _acknowledged(self, result: Any) -> Any:
+        return result
+
+    def _append(self, topic: str, partition: int, key: Any, value: Any, headers: Any, timestamp_ms: int) -> None:
+        log = self._logs.setdefault((topic, partition), [])
+        log.append(SimpleNamespace(offset=len(log), timestamp=timestamp_ms, key=key, value=value, headers=headers))
+
+    def _settle(self) -> None:
+        """Processes everything there is, handoffs included."""
+        busy = True
+        while busy:
+            busy = False
+            for (topic, number), log in list(self._logs.items()):
+                at = self._read.get((topic, number), 0)
+                if at < len(log):
+                    self._read[topic, number], busy = len(log), True
+                    self._loop.finish(self._partitions[number].submit(topic, log[at:], lambda: None))
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
+        async def called() -> None:
+            call()
+
+        self._loop.finish(called())
+
+    def _failed(self, error: BaseException) -> None:
+        raise error
