@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from prometheus_client import generate_latest
 
 from agents import metrics
-from schemas.journey import Journey, journey_json, parse_journey
+from schemas.journey import ADDED, Journey, journey_json, parse_journey
 from schemas.rules import catalogue_data
 from schemas.wire import MAX_ID
 
@@ -31,10 +32,11 @@ Group = Annotated[str | None, Query(min_length=1, max_length=MAX_ID, description
 Version = Annotated[int | None, Query(ge=1, le=2**53 - 1, description="of this version; as a rule the newest that is complete")]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 Cursor = Annotated[str | None, Query(min_length=1, max_length=4000, description="as the page before gave it")]
-IfMatch = Annotated[
-    str | None,
-    Header(alias="If-Match", pattern=r'^\s*"[1-9][0-9]{0,14}"\s*$', description="the version that you saw, in quotes; another one there: 412"),
-]
+# A precondition is HTTP's (RFC 9110), and its answer, 412, depends on the state: so it is told in words, not as a parameter with good and bad values.
+IfMatch = Annotated[str | None, Header(alias="If-Match", include_in_schema=False)]
+GUARD = """
+
+The header `If-Match: "<version>"` guards against lost edits: when another version is there, nothing changes and the answer is 412."""
 ETAG = {"ETag": {"description": "the version, in quotes", "schema": {"type": "string"}}}
 
 
@@ -73,7 +75,11 @@ def build(backend: Backend) -> FastAPI:
 
 
 def _expected(if_match: str | None) -> int | None:
-    return None if if_match is None else int(if_match.strip().strip('"'))
+    """The version that the writer saw; None for any; 0, which no version has, for what is no version."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = re.fullmatch(r'\s*"([1-9][0-9]{0,14})"\s*', if_match)
+    return int(found[1]) if found else 0
 
 
 def _journeys(app: FastAPI, backend: Backend) -> None:
@@ -108,9 +114,10 @@ def _journeys(app: FastAPI, backend: Backend) -> None:
             **errors(409, 412, 413, 415, 422, 503),
         },
         openapi_extra=request_body({"$ref": "#/components/schemas/Journey"}),
+        description="Creates a journey, or makes a new version of it. An equal body changes nothing. `version`, `saved_at` and `status` are ignored."
+        + GUARD,
     )
     async def save_journey(journey_id: JourneyId, request: Request, response: Response, if_match: IfMatch = None) -> Any:
-        """Creates a journey, or makes a new version of it. An equal body changes nothing. `version`, `saved_at` and `status` are ignored."""
         journey = _journey(journey_id, await read_body(request))
         saved, created = await backend.store.put(journey, _expected(if_match))
         (found,) = await shown([saved])
@@ -118,9 +125,13 @@ def _journeys(app: FastAPI, backend: Backend) -> None:
         response.headers["ETag"] = f'"{saved.version}"'
         return found
 
-    @app.delete("/api/journeys/{journey_id}", status_code=204, responses=errors(404, 412, 422, 503))
+    @app.delete(
+        "/api/journeys/{journey_id}",
+        status_code=204,
+        responses=errors(404, 412, 422, 503),
+        description="Deletes a journey and its results." + GUARD,
+    )
     async def delete_journey(journey_id: JourneyId, if_match: IfMatch = None) -> None:
-        """Deletes a journey and its results."""
         await backend.store.delete(journey_id, _expected(if_match))
 
 
@@ -136,6 +147,8 @@ def _journey(id_: str, body: bytes) -> Journey:
         given = data.setdefault("id", id_)
         if isinstance(given, str) and given != id_:
             raise ApiError(409, "other_id", f'the body is journey "{given[:100]}", the address is that of "{id_[:100]}"; make them the same', "id")
+        for name in ADDED:
+            data.pop(name, None)
     return parse_journey(data)
 
 
@@ -233,7 +246,7 @@ def _operations(app: FastAPI, backend: Backend) -> None:
         """The catalogue of rules, for builders."""
         return {"rules": catalogue_data()}
 
-    @app.get("/api/rejected", response_model=models.Rejected, responses=errors(422, 503))
+    @app.get("/api/rejected", response_model=models.Rejected, responses=errors(404, 422, 503))
     async def rejected(limit: Limit = 100, cursor: Cursor = None) -> Any:
         """What was rejected and why, newest first. A page may be shorter than the limit when records are large."""
         return (await backend.rejected.page(limit, cursor))._asdict()

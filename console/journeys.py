@@ -175,7 +175,8 @@ class JourneyStore:
         found = base.version if base is not None and base.journey is not None else None
         if found != expected:
             is_now = f"it is at version {found} now" if found is not None else "it does not exist"
-            raise ApiError(412, "version_conflict", f'journey "{id_}" is not at version {expected}: {is_now}; read it again and repeat your edit')
+            seen = f"version {expected}" if expected else "a version of this name"
+            raise ApiError(412, "version_conflict", f'journey "{id_}" is not at {seen}: {is_now}; read it again and repeat your edit')
 
     @staticmethod
     def _conflict(id_: str) -> ApiError:

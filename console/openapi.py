@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from schemas.journey import ADDED
 from schemas.journey_schema import journey_schema
 
 from . import models
@@ -44,12 +45,38 @@ def describe(app: FastAPI) -> dict[str, Any]:
         journey, definitions = journey_schema(REF)
         # the address says the id; it may be left out of the body
         journey["required"] = [name for name in journey["required"] if name != "id"]
+        journey["properties"] |= {name: {"description": "added by the API; ignored in what is sent"} for name in ADDED}
         schemas.update(definitions, Journey=journey)
         for kind in KINDS.values():
             model = kind.model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas[kind.model.__name__] = {**model, "additionalProperties": False}
         schemas["JourneyAnswer"]["properties"]["stages"]["items"] = {"$ref": REF.format("Stage")}
+        _link(document["paths"])
+        for operation in (o for path in document["paths"].values() for o in path.values()):
+            for parameter in operation.get("parameters", []):
+                parameter["schema"] = _not_null(parameter["schema"])
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a parameter: one that may be left out cannot be null, since there is no null in an address or a header."""
+    kinds = [kind for kind in schema.get("anyOf", []) if kind != {"type": "null"}]
+    return {**{k: v for k, v in schema.items() if k != "anyOf"}, **kinds[0]} if len(kinds) == 1 else schema
+
+
+def _link(paths: dict[str, Any]) -> None:
+    """Says where a journey that was saved can be looked at."""
+    one = "/api/journeys/{journey_id}"
+    for answer in (paths[one]["put"]["responses"][status] for status in ("200", "201")):
+        answer["links"] = {
+            name: {"operationId": paths[path][method]["operationId"], "parameters": {"journey_id": "$response.body#/id", **more}}
+            for name, path, method, more in (
+                ("journey", one, "get", {}),
+                ("results", f"{one}/results", "get", {}),
+                ("contacts", f"{one}/stages/{{stage}}/contacts", "get", {"stage": 1}),
+                ("delete", one, "delete", {}),
+            )
+        }

@@ -33,7 +33,7 @@ class RejectedReader:
         self._kafka = dict(kafka)
 
     async def page(self, limit: int, cursor: str | None) -> Page:
-        """At most *limit* records, newest first. Raises `ApiError`: 422 for a bad cursor, 503 when the broker does not answer."""
+        """At most *limit* records, newest first. Raises `ApiError`: 404 for a cursor that we never gave, 503 when the broker does not answer."""
         uppers = None if cursor is None else decode(cursor)
         async with broker(READ_SECONDS):
             consumer = AIOKafkaConsumer(self._topic, enable_auto_commit=False, auto_offset_reset="earliest", **self._kafka)
@@ -136,5 +136,5 @@ def decode(cursor: str) -> Uppers:
     try:
         found = {int(p): int(o) for p, o in json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))}
     except (ValueError, TypeError, RecursionError):
-        raise ApiError(422, "bad_cursor", "cursor: this is none that the API gave; leave it out for the first page", "cursor") from None
+        raise ApiError(404, "unknown_cursor", "there is no such page: give back the cursor of the page before as it is, or none", "cursor") from None
     return found

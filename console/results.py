@@ -89,13 +89,13 @@ def encode_cursor(key: bytes) -> str:
 
 
 def decode_cursor(cursor: str) -> bytes:
-    """The key that a cursor stands for. Raises `ApiError` (422) for one that we never gave."""
+    """The key that a cursor stands for. Raises `ApiError` (404) for one that we never gave."""
     try:
         key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except ValueError:
         key = b""
     if not key or encode_cursor(key) != cursor:
-        raise ApiError(422, "bad_cursor", "cursor: this is none that the API gave; leave it out for the first page", "cursor")
+        raise ApiError(404, "unknown_cursor", "there is no such page: give back the cursor of the page before as it is, or none", "cursor")
     return key
 
 
