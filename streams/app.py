@@ -122,6 +122,7 @@ async def _feed(stream: Any) -> None:
             message = event.message
             if message.chunk.serial != consumer.serial:
                 continue  # of an older assignment: read again by its owner
+            message.chunk.taken = True
             try:
                 await app.partitions.submit(message.partition, message.topic, message.value, event.ack)
             except Fenced:

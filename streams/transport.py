@@ -43,10 +43,12 @@ class Chunk:
 
     tp: TP
     first: int
-    next: int
+    records: list[Any]
     size_bytes: int
     serial: int
     """The consumer's `serial` when it was read: another one now means that the assignment is over."""
+    taken: bool = False
+    """Its agent works on it: nothing is added any more."""
     done: bool = False
 
 
@@ -141,7 +143,8 @@ class Consumer(driver.Consumer):
             if position.seeks == seeks.get(tp, 0):
                 self._positions[TP(*tp)] = position
         fresh = {TP(*tp): took for tp, took in fetched.items() if took.seeks == seeks.get(tp, 0)}
-        sources = [self._enter(tp, took, serial) for tp, took in fresh.items() if not self._is_changelog_tp(tp)]
+        entered = [self._enter(tp, took, serial) for tp, took in fresh.items() if not self._is_changelog_tp(tp)]
+        sources = [queue for queue in entered if queue]
         self._update_held()
         for tp, took in fresh.items():
             if serial == self.serial and self._is_changelog_tp(tp):
@@ -159,13 +162,25 @@ class Consumer(driver.Consumer):
                     sources.remove(queue)
 
     def _enter(self, tp: TP, took: Fetched, serial: int) -> deque[ChunkMessage]:
+        """Notes what was fetched as chunks in flight; returns the messages for the new ones.
+
+        A chunk costs an agent a few milliseconds however small it is, and a live topic is fetched a few records at a time: so what comes while a
+        chunk still waits for its agent goes into that one.
+        """
         records, queue = took.records, deque[ChunkMessage]()
         parts = -(-len(records) // CHUNK_RECORDS)
         step = -(-len(records) // parts)
         inflight = self._inflight.setdefault(tp, deque())
         for start in range(0, len(records), step):
             rows = records[start : start + step] if parts > 1 else records
-            chunk = Chunk(tp, rows[0].offset, rows[-1].offset + 1, took.size_bytes // parts, serial)
+            size_bytes = took.size_bytes // parts
+            self._inflight_bytes[tp] += size_bytes
+            last = inflight[-1] if inflight else None
+            if last is not None and not last.taken and len(last.records) + len(rows) <= CHUNK_RECORDS:
+                last.records += rows
+                last.size_bytes += size_bytes
+                continue
+            chunk = Chunk(tp, rows[0].offset, rows, size_bytes, serial)
             inflight.append(chunk)
             message = ChunkMessage(
                 tp.topic, tp.partition, rows[-1].offset, rows[-1].timestamp / 1000.0, 0, None, None, rows, None, 0, 0, tp,
@@ -173,7 +188,6 @@ class Consumer(driver.Consumer):
             )  # fmt: skip
             message.chunk = chunk
             queue.append(message)
-            self._inflight_bytes[tp] += chunk.size_bytes
         self.received[tp.topic] += len(records)
         if len(inflight) > HELD_CHUNKS or self._inflight_bytes[tp] > HELD_BYTES:
             self._held.add(tp)

@@ -180,7 +180,9 @@ def latency(bench: Bench) -> list[Row]:
     contacts = bench.scaled(20_000)
     with ground.worker() as worker:
         ground.until(lambda: worker.built(1, ground.settings.partitions), "the journey is built")
+        cpu_before = worker.cpu_seconds()
         said, looks, changes = _paced(bench, ground, worker, seconds, contacts)
+        cpu_share = (worker.cpu_seconds() - cpu_before) / seconds * 100
         for made in data.activities("dense", int(LATENCY_RATE * seconds), contacts):
             ground.expected.take(made)
         ground.verify(worker)
@@ -205,7 +207,7 @@ def latency(bench: Bench) -> list[Row]:
         promised = 500.0 if what == "on the topic until in the results" else None
         said_of = f"{len(values):,} at {LATENCY_RATE:,}/s for {seconds:.0f} s; median {_percentile(values, 0.5):.0f}, most {values[-1] * 1000:.0f} ms"
         rows.append(Row("latency", what + ", p99", _percentile(values, 0.99), "ms", said_of, at_most=promised))
-    return rows
+    return [*rows, Row("latency", "CPU of the worker meanwhile", cpu_share, "% of a core", "asked for its positions every 5 ms")]
 
 
 Looks = dict[str, list[tuple[int, float]]]
