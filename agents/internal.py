@@ -3,7 +3,7 @@
 | call | answer |
 |---|---|
 | `GET /internal/partitions` | state and positions of each partition here |
-| `GET /internal/journeys` | versions of every journey in each active partition, and how far they are built |
+| `GET /internal/journeys?journey=` | the newest version of every journey, or one, in each active partition, and how far it is built |
 | `GET /internal/results?journey=&version=&group=` | versions, and the body and cells of one of them, of each active partition |
 | `GET /internal/list?journey=&version=&stage=&who=&group=&limit=&after=` | a page of persons of each active partition |
 | `GET /internal/contact?id=` | one contact, if its partition is here |
@@ -41,8 +41,8 @@ def application(partitions: Partitions, ready: Callable[[], bool]) -> web.Applic
     async def get_partitions(_: web.Request) -> web.Response:
         return _json({"as_of_ms": partitions.context.now_ms(), "partitions": partitions.states()})
 
-    async def get_journeys(_: web.Request) -> web.Response:
-        return each(questions.journeys)
+    async def get_journeys(request: web.Request) -> web.Response:
+        return each(lambda p: questions.journeys(p, request.query.get("journey")))
 
     async def get_results(request: web.Request) -> web.Response:
         q = request.query

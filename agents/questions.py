@@ -40,14 +40,14 @@ def versions(partition: Partition, journey: str) -> dict[int, float]:
     return found
 
 
-def journeys(partition: Partition) -> dict[str, Any]:
-    """The versions of every journey here: journey -> version -> how far its view is built."""
-    found: dict[str, dict[int, float]] = {}
+def journeys(partition: Partition, only: str | None) -> dict[str, Any]:
+    """The newest version of every journey here, or of one, and how far its view is built: journey -> [version, progress]."""
+    found: dict[str, list[float]] = {}
     for view in partition.views.all:
-        complete = partition.building.state[view.id] != BUILDING
-        found.setdefault(view.journey.id, {})[view.journey.version or 0] = (
-            1.0 if complete else partition.building.scanned(view)
-        )
+        version = view.journey.version or 0
+        if only in (None, view.journey.id) and version >= found.get(view.journey.id, [0])[0]:
+            complete = partition.building.state[view.id] != BUILDING
+            found[view.journey.id] = [version, 1.0 if complete else partition.building.scanned(view)]
     return {"journeys": found}
 
 

@@ -186,12 +186,12 @@ class Backend:
     async def statuses(self, journeys: list[Journey]) -> dict[str, str | None]:
         """Whether the newest version of each journey is complete on all partitions: live, calculating, or None when partitions do not answer."""
         try:
-            answers = await self.workers.all_partitions("/internal/journeys", {})
+            answers = await self.workers.all_partitions("/internal/journeys", {"journey": journeys[0].id} if len(journeys) == 1 else {})
         except ApiError:
             return dict.fromkeys((j.id for j in journeys), None)
         built = [said["journeys"] for said in answers.partitions.values()]
         return {
-            j.id: "live" if all(b.get(j.id, {}).get(str(j.version)) == 1.0 for b in built) else "calculating" for j in journeys
+            j.id: "live" if all(b.get(j.id) == [j.version, 1.0] for b in built) else "calculating" for j in journeys
         }
 
     async def health(self) -> dict[str, Any]:
