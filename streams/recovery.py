@@ -34,10 +34,19 @@ class Recovery(stock.Recovery):
         self.opened = set()
         self.recovered_records = 0
         self._targets: dict[TP, int] = {}
+        """Owned changelog partitions on the way to their end, and where that was."""
+        self._read: dict[TP, int] = {}
+        """Owned changelog partitions that are recovered, and up to where."""
         self._stale: dict[int, set[bytes]] = {}
         self._caught_up = asyncio.Event()
+        self._serial = -1
+        self._step: asyncio.Future[Any] | None = None
 
     # -- the way from an assignment to serving
+
+    async def on_rebalance(self, *args: Any, **kwargs: Any) -> None:
+        self._serial = self.app.consumer.serial
+        await super().on_rebalance(*args, **kwargs)
 
     @Service.task
     async def _restart_recovery(self) -> None:
@@ -63,6 +72,8 @@ class Recovery(stock.Recovery):
     async def _take_over(self, generation: int) -> None:
         """One assignment: open, seek, read the owned changelogs to their end, activate, read the sources. Raises `RebalanceAgain` when it is over."""
         app, consumer, started = self.app, self.app.consumer, monotonic()
+        if consumer.serial != self._serial:
+            raise stock.RebalanceAgain
         self._set_recovery_started()
         active, standby = set(self.active_tps), set(self.standby_tps) - set(self.active_tps)
         for tp in sorted(active | standby):
@@ -71,7 +82,7 @@ class Recovery(stock.Recovery):
                 app.partitions.open(tp.partition)
         starts, ends = await self._bounds(active | standby)
         await self._unless_over(consumer.seek_wait(starts))
-        self._targets = {tp: ends[tp] for tp in active}
+        self._targets, self._read = {tp: ends[tp] for tp in active}, {}
         self._stale = {tp.partition: set() for tp in active}
         self._caught_up.clear()
         before = self.recovered_records
@@ -84,14 +95,11 @@ class Recovery(stock.Recovery):
         records = self.recovered_records - before
         self.log.info("recovered %d partitions, %d changelog records, in %.1f s", len(active), records, monotonic() - started)
         for tp in sorted(active):
-            position = consumer.read_to(tp)
-            app.changelog.begin(tp.partition, generation, ends[tp] if position is None else position.offset)
+            app.changelog.begin(tp.partition, generation, self._read[tp])
             await self._unless_over(app.partitions.activate(tp.partition))
             app.changelog.heal(tp.partition, self._stale.pop(tp.partition))
         await self._unless_over(consumer.perform_seek())
-        if app.consumer_generation_id != generation:
-            raise stock.RebalanceAgain
-        await app.on_rebalance_complete.send()
+        await self._unless_over(app.on_rebalance_complete.send())
         self._set_recovery_ended()
         consumer.resume_partitions({tp for tp in consumer.assignment() if tp not in active})
         self._flow()
@@ -121,14 +129,15 @@ class Recovery(stock.Recovery):
         self.app.consumer.resume_flow()
 
     async def _unless_over(self, coro: Awaitable[T]) -> T:
-        """The result of *coro*. Raises `RebalanceAgain` when another assignment starts first, `ServiceStopped` when the worker stops."""
-        task = asyncio.ensure_future(coro)
-        result = await self.wait_first(task, self.signal_recovery_start)
+        """The result of *coro*. Raises `RebalanceAgain` when the assignment is over first (or meanwhile), `ServiceStopped` when the worker stops."""
+        self._step = task = asyncio.ensure_future(coro)
+        try:
+            result = await self.wait_first(asyncio.wait([task]), self.signal_recovery_start)
+        finally:
+            task.cancel()
         if result.stopped:
-            task.cancel()
             raise stock.ServiceStopped
-        if not task.done():
-            task.cancel()
+        if self.app.consumer.serial != self._serial or not task.done() or task.cancelled():
             raise stock.RebalanceAgain
         return task.result()
 
@@ -136,8 +145,8 @@ class Recovery(stock.Recovery):
 
     def on_records(self, tp: TP, records: list[Any]) -> None:
         """Records of a changelog partition, owned or standby, in order. Those of a partition that was taken away meanwhile are dropped."""
-        if tp.partition not in self.opened:
-            return
+        if tp.partition not in self.opened or tp in self._read:
+            return  # what comes behind the end of recovery was written by somebody else: the changelog finds it there
         stale = self.app.partitions.recover(tp.partition, records, records[-1].offset)
         if stale and tp.partition in self._stale:
             self._stale[tp.partition].update(stale)
@@ -146,18 +155,23 @@ class Recovery(stock.Recovery):
     def on_positions(self) -> None:
         """The consumer has handed over all it took. Recovery is done when every owned changelog is read to its end: to the offset that the broker
         listed, and to the end that its last fetch named, since there are brokers (Tansu) that list an end too low."""
-        if self._caught_up.is_set():
+        if not self._targets or self._caught_up.is_set():
             return
-        consumer = self.app.consumer
+        consumer, read = self.app.consumer, {}
         for tp, end in self._targets.items():
             position = consumer.read_to(tp)
             if position is None or position.highwater is None or position.offset < max(end, position.highwater):
                 return
+            read[tp] = position.offset
+        self._read = read
         self._caught_up.set()
 
     async def close_partitions(self) -> None:
         """Revoked, or the worker stops: closes every partition, so that its lock is free and nothing of it goes on."""
-        self._targets = {}
+        self._targets, self._read = {}, {}
+        if self._step is not None and not self._step.done():  # an `activate` may be under way
+            self._step.cancel()
+            await asyncio.wait([self._step])
         for partition in sorted(self.opened):
             self.app.changelog.end(partition)
         for partition in sorted(self.opened):

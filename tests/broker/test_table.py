@@ -1,4 +1,5 @@
-"""Nothing is lost and nothing wrong stays in the changelog, whatever happens to workers. On Apache Kafka, with workers that count (tests/support/counting.py)."""
+"""Nothing is lost and nothing wrong stays in the changelog, whatever happens to workers. On Apache Kafka, with workers that count
+(tests/support/counting.py)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.counting import CHANGELOG
+from tests.support.kafka import KafkaBroker
 from tests.support.workers import (
     CountingWorker,
     Feed,
@@ -192,3 +194,27 @@ def test_a_standby_follows_and_takes_over_without_reading_it_all_again(kafka: st
     finally:
         first.kill()
         second.kill()
+
+
+def test_a_broker_that_goes_and_comes_again_costs_nothing(tmp_path: Path) -> None:
+    broker = KafkaBroker(tmp_path / "kafka", heap_mb=256)
+    broker.start()
+    prefix = "t."
+    make_topics(broker.bootstrap, prefix)
+    feed = Feed(broker.bootstrap, prefix, count=200_000, per_second=10_000)
+    worker = CountingWorker(broker.bootstrap, prefix, tmp_path / "one").start()
+    try:
+        eventually(worker.serves, 20)
+        feed.start()
+        time.sleep(2)
+        broker.restart()
+        time.sleep(2)
+        broker.kill()
+        time.sleep(1)
+        broker.start()
+        assert settled([worker], feed, 60) == feed.written
+        assert changelog_counts(broker.bootstrap, prefix) == feed.written
+        assert worker.stop() == 0, "the same process, all the time"
+    finally:
+        worker.kill()
+        broker.kill()

@@ -1,7 +1,8 @@
-"""A worker that counts records a contact: the smallest thing that can be right or wrong on the Faust side. Run it: `python -m tests.support.counting '{...}'`.
+"""A worker that counts records a contact: the smallest thing that can be right or wrong on the Faust side. Run it: `python -m
+tests.support.counting '{...}'`.
 
-The value of a key is (offset, count): the last source offset in it and how many records the contact had up to there. A contact's records lie in one partition,
-so each offset has one right count, and joining two values is taking the later one.
+The value of a key is (offset, count): the last source offset in it and how many records the contact had up to there. A contact's records lie in one
+partition, so each offset has one right count, and joining two values is taking the later one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def join(old: bytes | None, new: bytes | None) -> bytes | None:
 
 
 class Counting:
-    """`streams.seam.Partitions`, counting. *stall*: chunks are taken and never done. *fail_at*: raises at the chunk with this many records before it."""
+    """`streams.seam.Partitions`, counting. *stall*: chunks are taken and never done. *fail_at*: raises at the chunk with this many records before
+    it."""
 
     def __init__(self, app: App, data_dir: Path, stall: bool = False, fail_at: int | None = None, depth: int = 4) -> None:
         self.app, self.data_dir, self.stall, self.fail_at, self.depth = app, data_dir, stall, fail_at, depth

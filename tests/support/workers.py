@@ -84,8 +84,16 @@ class Feed(threading.Thread):
         self.sent = 0
 
     def run(self) -> None:
-        producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 5, "partitioner": "murmur2_random",
-                             "queue.buffering.max.messages": 1_000_000})  # fmt: skip
+        producer = Producer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "log_level": 0,
+                "enable.idempotence": True,  # each record once, whatever happens to the broker
+                "linger.ms": 5,
+                "partitioner": "murmur2_random",
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
         started = time.monotonic()
         while self.sent < self.count:
             for _ in range(max(1, min(self.per_second // 50, self.count - self.sent))):
