@@ -67,10 +67,10 @@ class Building:
         if here is None:
             if said["state"] == OLD:
                 return None
-            entry = {**said, "cursor": "", "state": BUILDING, "told": said["state"] == LIVE}
+            entry = {**said, "cursor": "", "state": BUILDING, "told": said["told"]}
         else:
             entry = json.loads(here)
-            if said["state"] == LIVE:
+            if said["state"] == LIVE and said["told"]:
                 entry["told"] = True
             elif said["state"] == OLD and entry["state"] == LIVE:
                 entry["state"] = OLD
@@ -220,18 +220,33 @@ class Building:
         if view.cursor is not None:
             pipeline.add(self._partition.work(decision, also=[self._view_entry(view)]))
             return
-        before = [v for v in self.kept.all if v.journey.id == view.journey.id and v is not view]
-        self.state[view.id], view.told = LIVE, True
-        decision.records.update([self._view_entry(view)])  # the changelog keeps that it was live
-        for old in before:
-            if old.cursor is None and self.state[old.id] == LIVE:
-                self.state[old.id] = OLD
-                decision.records.update([self._view_entry(old)])
+        self.state[view.id] = LIVE
         self._partition.changed.add(view.id)
-        self._keep(self.kept.all)
+        decision.records.update([self._view_entry(view)])  # the changelog keeps that it was live
         pipeline.add(self._partition.work(decision))
-        self._drop([old for old in before if self.state[old.id] == BUILDING])
-        self._work_on()
+        self.settle()
+
+    def settle(self) -> None:
+        """Complete views take over from their predecessors, once everything is repeated that may have been announced before a crash."""
+        pipeline = self._partition.pipeline
+        if pipeline is None or not self._partition.repeated():
+            return
+        for view in self.kept.all:
+            if not view.speaks or view.told or self.state.get(view.id) != LIVE:
+                continue
+            view.told = True
+            entries = dict([self._view_entry(view)])
+            before = [v for v in self.kept.all if v.journey.id == view.journey.id and v is not view]
+            for old in before:
+                if self.state[old.id] == LIVE:
+                    self.state[old.id] = OLD
+                    entries.update([self._view_entry(old)])
+            work = self._partition.work(Decision(entries, [], [], [], {}, {}))
+            work.took_room = False
+            pipeline.add(work)
+            self._keep(self.kept.all)
+            self._drop([old for old in before if self.state[old.id] == BUILDING])
+            self._work_on()
 
     def _retire(self, view: View) -> None:
         if view.id not in self._retirements:

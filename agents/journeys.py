@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -75,6 +75,11 @@ class JourneysReader:
         if self._next_check is None:
             self._next_check = asyncio.create_task(self._check(self._checking))
         await asyncio.shield(self._next_check)
+
+    async def ends(self, topics: Sequence[str], partition: int) -> dict[str, int]:
+        """Where *partition* of each of *topics* ends now."""
+        ends = await self._asker.end_offsets([TopicPartition(topic, partition) for topic in topics])
+        return {tp.topic: offset for tp, offset in ends.items()}
 
     async def _check(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:

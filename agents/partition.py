@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -57,6 +57,9 @@ class Context:
     catalog: dict[str, Journey]
     chunk_records: int = 1000  # of one decision: bounds how long the loop is blocked
     step_done: Callable[[str, int], None] | None = None
+    reflected: Callable[[str, int], int | None] = lambda topic, partition: (
+        None
+    )  # next offset of a source that is not done
 
 
 class Partition:
@@ -76,6 +79,7 @@ class Partition:
         self.changed: set[bytes] = set()  # views whose totals changed since they were last published
         self.overlay: dict[bytes, tuple[bytes | None, int]] = {}
         self._works = 0
+        self._repeat_to: dict[str, int] = {}
         self.pipeline: Pipeline | None = None
         self._load()
 
@@ -113,6 +117,11 @@ class Partition:
         """
         last = {record.key: record.value for record in changes}
         told = [self.building.told(key, last.pop(key)) for key in list(last) if key[:1] == VIEW]
+        reached = {key[1:].decode(): int(last.pop(key) or 0) for key in list(last) if key[:1] == POSITION}
+        for source, following in reached.items():
+            if following > self.positions.get(source, -1):
+                self.positions[source] = following
+                told.append((POSITION + source.encode(), str(following).encode()))
         keys = list(last)
         before = self.ledger.get_many(keys)
         joined = dict(zip(keys, before, strict=True))
@@ -138,12 +147,27 @@ class Partition:
         totals = [(id_, self.totals.setdefault(id_, {}), groups) for id_, groups in decision.totals.items()]
         return [*decision.entries.items(), *self._add_totals(totals)]
 
-    def activate(self) -> None:
-        """Recovery is over and this worker owns the partition."""
+    def activate(self, ends: Mapping[str, int]) -> None:
+        """Recovery is over and this worker owns the partition. *ends*: source -> where its log ends now.
+
+        The owner before may have announced what follows from records whose effect was lost with it: at most what it had on its way. They come
+        again, perhaps in another order, and until they have, what is said of a contact is not taken as known (`Batch`, *again*).
+        """
         c = self.context
         self._load()  # recovery may have brought some
+        lost = IN_FLIGHT * c.chunk_records
+        self._repeat_to = {source: min(self.positions.get(source, 0) + lost, end) for source, end in ends.items()}
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
         self.building.reconcile()
+
+    def repeated(self) -> bool:
+        """Whether everything that the owner before may have had on its way has come again."""
+        for source in [s for s, to in self._repeat_to.items() if self._reflected(s) >= to]:
+            del self._repeat_to[source]
+        return not self._repeat_to
+
+    def _reflected(self, source: str) -> int:
+        return max(self.positions.get(source, 0), self.context.reflected(self.context.topics[source], self.number) or 0)
 
     async def close(self) -> None:
         """Drops what is on its way and closes RocksDB."""
@@ -185,7 +209,7 @@ class Partition:
             taken = intake.profiles(chunk, now_ms, c.ahead_ms)
         else:
             taken = intake.handed_over(chunk)
-        decision = self._decide(taken)
+        decision = self._decide(taken, again=chunk[0].offset < self._repeat_to.get(source, 0))
         rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(self._rejected(origin.topic, origin, "too_many_merges", reason, now_ms, origin.partition))
@@ -193,7 +217,7 @@ class Partition:
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
         return work
 
-    def _decide(self, taken: intake.Taken) -> Decision:
+    def _decide(self, taken: intake.Taken, again: bool) -> Decision:
         foreign: list[Message] = []
         hits = taken.hits
         if hits:
@@ -205,7 +229,11 @@ class Partition:
         here: list[Message] = []
         for message in taken.messages:
             (here if self.is_here(message.to) else foreign).append(message)
-        batch = Batch(self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges)
+        if again:
+            foreign = [message._replace(again=True) for message in foreign]
+        batch = Batch(
+            self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges, again=again
+        )
         if hits:
             batch.activities(hits, taken.ids)
         for message in here:
@@ -277,8 +305,13 @@ class Partition:
             for key in decision.records:
                 if overlay[key][1] == number:
                     del overlay[key]
+            self.building.settle()
 
-        return Work(changes, rejected or [], handed, list(decision.records.items()), commit, done)
+        logged = list(decision.records.items())
+        if position is not None and (logged or changes or handed):
+            # last of the batch: all that follows from the records before it is in the changelog
+            logged.append((POSITION + position[0].encode(), str(position[1]).encode()))
+        return Work(changes, rejected or [], handed, logged, commit, done)
 
     def _add_totals(
         self, differences: Iterable[tuple[bytes, dict[str, dict[Cell, int]], dict[str, dict[Cell, int]]]]

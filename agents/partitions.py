@@ -18,7 +18,7 @@ from state.progress import rules_of
 from . import metrics
 from .building import LIVE
 from .journeys import JourneysReader
-from .partition import Context, Partition
+from .partition import SOURCES, Context, Partition
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Partitions:
     def __init__(self, context: Context, journeys: JourneysReader, reflected: Callable[[str, int], int | None]) -> None:
         self.context = context
         self.journeys = journeys
-        self._reflected = reflected
+        self._reflected = context.reflected = reflected
         self._open: dict[int, Partition] = {}
         self._rules: frozenset[bytes] = frozenset()
 
@@ -59,9 +59,11 @@ class Partitions:
     async def activate(self, partition: int) -> None:
         """Recovery is done and this worker owns *partition*."""
         await self.journeys.caught_up()
+        topics = self.context.topics
+        ends = await self.journeys.ends([topics[source] for source in SOURCES], partition)
         found = self._open.get(partition)
         if found is not None and not found.active:
-            found.activate()
+            found.activate({source: ends[topics[source]] for source in SOURCES})
             self.match()
             self._count()
 
@@ -136,7 +138,7 @@ class Partitions:
         """The next offset of each source topic that the numbers do not reflect yet; None when it is not known."""
         found = self._open[partition]
         positions: dict[str, int | None] = {}
-        for source in ("activities", "contact-merges", "contacts", "handoffs"):
+        for source in SOURCES:
             known = [
                 p
                 for p in (self._reflected(self.context.topics[source], partition), found.positions.get(source))
@@ -144,6 +146,11 @@ class Partitions:
             ]
             positions[source] = max(known, default=None)
         return positions
+
+    def settle(self) -> None:
+        """Lets complete views take over where nothing else wakes them (see `Building.settle`)."""
+        for partition in self.active().values():
+            partition.building.settle()
 
     async def publish_totals(self) -> None:
         """Sends the absolute totals of views that changed since the last time (design, section 6, totals)."""

@@ -130,6 +130,7 @@ async def _tick(settings: Settings, app: App, partitions: Partitions, failed: Ca
         while True:
             await asyncio.sleep(settings.totals_interval_seconds)
             if app.serving:
+                partitions.settle()
                 await partitions.publish_totals()
             metrics.FOREIGN_RECORDS.inc(app.changelog.foreign_records - foreign)
             foreign = app.changelog.foreign_records

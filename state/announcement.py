@@ -69,6 +69,11 @@ def part_said(view: View, part: Part) -> tuple[Spoken, int]:
     return (part.name, None), len(said.stages)
 
 
+def anything(view: View, names: Iterable[str]) -> tuple[list[Spoken], int]:
+    """What was said under *names* when that is not known, and how many stages that can have been."""
+    return [(name, None) for name in names], max(len(v.journey.stages) for v in (view, *view.predecessors))
+
+
 def differences(
     view: View,
     spoken: list[Spoken],
@@ -86,15 +91,17 @@ def differences(
     """
     changes: list[StageChange] = []
     mine: list[Progress | None] = []
-    others: dict[str, Progress] = {}
+    others: dict[str, list[int | None]] = {}  # name -> when each stage was said to be reached, None for not known
     for who, said in spoken:
         if who == name:
             mine.append(said)
-        elif said is not None and len(said) > len(others.get(who, ())):
-            others[who] = said
-    for who, said in others.items():
-        for stage, reached in enumerate(said, 1):
-            changes.append(_change(view, who, stage, "left", None, reached.at_ms, cause, cause_id))
+            continue
+        reached_ms: list[int | None] = [None] * furthest if said is None else [reached.at_ms for reached in said]
+        if len(reached_ms) > len(others.get(who, ())):
+            others[who] = reached_ms
+    for who, stages in others.items():
+        for stage, before_ms in enumerate(stages, 1):
+            changes.append(_change(view, who, stage, "left", None, before_ms, cause, cause_id))
     unknown = None in mine
     known = [said for said in mine if said is not None]
     for k in range(max(len(after), furthest, max(map(len, known), default=0))):
@@ -110,8 +117,8 @@ def differences(
             arrived = next((ids[hit] for hit in reversed(now.met_by) if hit in ids), None)
             if arrived is not None:
                 why, why_id = ACTIVITY, arrived
-        reached_ms, previous_ms = None if now is None else now.at_ms, None if previous is None else moment_ms(previous)
-        changes.append(_change(view, name, k + 1, change, reached_ms, previous_ms, why, why_id))
+        at_ms, previous_ms = None if now is None else now.at_ms, None if previous is None else moment_ms(previous)
+        changes.append(_change(view, name, k + 1, change, at_ms, previous_ms, why, why_id))
     return changes
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from schemas.changes import StageChange
 
 from . import records
-from .announcement import Spoken, differences, farewell, part_said, predecessors_said, said_of, spoken_before
+from .announcement import Spoken, anything, differences, farewell, part_said, predecessors_said, said_of, spoken_before
 from .evidence import Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Part, Unite
@@ -48,6 +48,7 @@ class _Person:
     """A contact's records while a batch works on them."""
 
     __slots__ = (
+        "again",
         "cause",
         "cause_id",
         "contact",
@@ -78,6 +79,7 @@ class _Person:
         self.rules: set[bytes] = set()  # whose hits changed
         self.renamed = False  # name, groups, members or erasure changed: every view is concerned
         self.was_holder = True
+        self.again: set[bytes] | None = None  # rules of which something not known may have been said; see `Batch`
         self.cause, self.cause_id = ACTIVITY, None  # type: str, str | None
         self.ids: dict[bytes, str] = {}
 
@@ -97,6 +99,7 @@ class Batch:
     """Everything that one batch does to one partition.
 
     *load* returns a record by its key (see `records`), *is_here* says whether a contact belongs to this partition. *silent*: announce nothing.
+    *again*: what arrives may have been announced before a crash that lost its effect, in another order; the truth of all it touches is announced.
     """
 
     def __init__(
@@ -106,7 +109,9 @@ class Batch:
         is_here: Callable[[str], bool],
         max_merges: int = MAX_MERGES,
         silent: bool = False,
+        again: bool = False,
     ) -> None:
+        self._again = again
         self._silent = silent
         self._views = views
         self._load = load
@@ -123,7 +128,7 @@ class Batch:
         done, load, persons = self._decision.records, self._load, self._persons
         for contact, new in hits.items():
             key = records.EVIDENCE + contact.encode()
-            if contact not in persons and key not in done:
+            if contact not in persons and key not in done and not self._again:
                 record = load(key)
                 if record is None or records.is_plain(record):
                     self._plain(contact, key, record, new, ids)
@@ -134,8 +139,12 @@ class Batch:
                 for rule, hit in new:
                     joined.add(rule, hit)
                 theirs = {hit: ids[hit] for _, hit in new}
-                self._send(Join(person.pointer, joined.hits, cause_id=theirs[new[-1][1]], ids=theirs))
+                self._send(
+                    Join(person.pointer, joined.hits, cause_id=theirs[new[-1][1]], ids=theirs, again=self._again)
+                )
                 continue
+            if self._again:
+                person.again = (person.again or set()).union(rule for rule, _ in new)
             erased_at_ms = person.head[2]
             for rule, hit in new:
                 if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
@@ -183,7 +192,7 @@ class Batch:
 
     def deliver(self, message: Message) -> None:
         """A message for a contact of this partition; what it sends on within the partition is handled at once."""
-        self._queue.append(message)
+        self._queue.append(message._replace(again=True) if self._again else message)
         self._drain()
 
     def _drain(self) -> None:
@@ -279,6 +288,8 @@ class Batch:
 
     def _join(self, person: _Person, message: Join) -> None:
         evidence = person.evidence
+        if message.again:
+            person.again = (person.again or set()).union(message.hits)
         for rule, blob in message.hits.items():
             if evidence.add(rule, blob):
                 person.rules.add(rule)
@@ -311,16 +322,18 @@ class Batch:
             self._decision.refused.append((message.origin, reason))
             return
         person.cause, person.cause_id = MERGE, message.cause_id
+        if message.again:
+            person.again = person.again or set()
         if message.other == person.contact or message.other in identity.members:
             self._join_merges(person, identity, new)
         elif place(message.other) < place(person.contact):
             self._flush(person)
             self._show(person)
             identity.join(merges=new)
-            self._hand_over(person, identity, message.other, message.cause_id)
+            self._hand_over(person, identity, message)
         else:
             self._join_merges(person, identity, new)
-            self._send(Unite(message.other, person.contact, cause_id=message.cause_id))
+            self._send(Unite(message.other, person.contact, cause_id=message.cause_id, again=message.again))
 
     @staticmethod
     def _join_merges(person: _Person, identity: Identity, merges: Iterable[Merge]) -> None:
@@ -328,16 +341,16 @@ class Batch:
             person.renamed = True
             person.head = identity.name, identity.groups, identity.erased_at_ms
 
-    def _hand_over(self, person: _Person, identity: Identity, to: str, cause_id: str | None) -> None:
-        """Sends everything to *to* and becomes its alias. What was visible goes from here without a word; *to* will speak of it."""
-        shown = person.shown
+    def _hand_over(self, person: _Person, identity: Identity, message: Unite) -> None:
+        """Sends everything to the other and becomes its alias. What was visible goes from here without a word; the other will speak of it."""
+        shown, to = person.shown, message.other
         assert shown is not None, "a holder is visible"
         self._withdraw(person, shown)
         self._send(
             Join(
                 to, person.evidence.hits, person.evidence.marked, tuple(sorted(identity.members)), tuple(sorted(identity.merges)),
-                identity.profiles, identity.erased_at_ms, MERGE, cause_id, part=shown.name,
-                said=said_of(self._views.all, person.key, shown.hits),
+                identity.profiles, identity.erased_at_ms, MERGE, message.cause_id, part=shown.name,
+                said=said_of(self._views.all, person.key, shown.hits), again=message.again,
             )
         )  # fmt: skip
         person.pointer, person.shown = to, None
@@ -348,7 +361,7 @@ class Batch:
         """Everything the batch comes to. The batch must not be used after."""
         self._drain()
         for person in self._persons.values():
-            if person.pointer is None and (person.rules or person.renamed):
+            if person.pointer is None:
                 self._flush(person)
         # The changelog may end anywhere in what we write. An alias comes behind the holder that took its evidence over in the same batch, and its
         # own identity goes last: otherwise evidence would be with nobody, or a holder without its identity.
@@ -365,18 +378,17 @@ class Batch:
 
     def _flush(self, person: _Person) -> None:
         """Writes what changed of *person* and brings views and announcements to where it stands now."""
-        if not person.rules and not person.renamed:
+        if not person.rules and not person.renamed and person.again is None:
             return
         shown, evidence = person.shown, person.evidence
         assert shown is not None, "a holder is visible"
         name, groups, _ = person.head
         hits = evidence.hits
-        if not person.renamed:
+        if not person.renamed and person.again is None:
             concerned = self._views.concerned(person.rules)
         else:
-            concerned = self._views.concerned(
-                {*hits, *shown.hits, *(rule for part in person.parts for rule in part.hits)}
-            )
+            parts = {rule for part in person.parts for rule in part.hits}
+            concerned = self._views.concerned({*hits, *shown.hits, *parts, *(person.again or ())})
         for part in person.parts:
             if part.name != name:
                 self._decision.changes.extend(farewell(part, person.cause, person.cause_id))
@@ -390,6 +402,10 @@ class Batch:
                         said, stages = part_said(view, part)
                         spoken.append(said)
                         furthest = max(furthest, stages)
+                if person.again is not None:
+                    members = person.whole().members if person.has_identity() else (person.contact,)
+                    unknown, stages = anything(view, {name, *members})
+                    spoken, furthest = [*spoken, *unknown], max(furthest, stages)
                 self._decision.changes.extend(
                     differences(view, spoken, name, after, person.cause, person.cause_id, person.ids, furthest)
                 )
@@ -399,13 +415,17 @@ class Batch:
                 if was != now:
                     self._place(view, person.contact, was, -1)
                     self._place(view, person.contact, now, 1)
+        if person.rules or person.renamed:
+            self._write(person)
+        person.rules, person.renamed, person.parts, person.again = set(), False, [], None
+
+    def _write(self, person: _Person) -> None:
         has_identity = person.has_identity()
         if person.renamed and has_identity:  # before the evidence that says there is one
             record = records.encode_identity(person.whole())
             if record != person.raw_identity:
                 self._decision.records[records.IDENTITY + person.key] = person.raw_identity = record
-        self._decision.records[records.EVIDENCE + person.key] = records.encode_evidence(evidence, has_identity)
-        person.rules, person.renamed, person.parts = set(), False, []
+        self._decision.records[records.EVIDENCE + person.key] = records.encode_evidence(person.evidence, has_identity)
 
     def _withdraw(self, person: _Person, shown: _Shown) -> None:
         for view in self._views.concerned(shown.hits):

@@ -52,6 +52,7 @@ class Join(NamedTuple):
     ids: Mapping[bytes, str] = {}  # hit -> id of its activity
     part: str | None = None
     said: Mapping[str, Said] = {}
+    again: bool = False  # may have been handled before a crash: what was said then is not known, so the truth is said again
 
 
 class Unite(NamedTuple):
@@ -62,6 +63,7 @@ class Unite(NamedTuple):
     merges: tuple[Merge, ...] = ()
     cause_id: str | None = None
     origin: Origin | None = None
+    again: bool = False
 
 
 Message = Join | Unite

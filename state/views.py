@@ -55,7 +55,7 @@ class View:
         self.rules = frozenset(self.projection.rules)
         self.id = view_id(journey)
         self.cursor = cursor
-        self.told = told or cursor is None
+        self.told = told
         self.speaks = True
         self.predecessors: tuple[View, ...] = ()
         self.watched = self.rules  # with those of its predecessors
@@ -71,7 +71,7 @@ class View:
 
     def settled(self, contact: bytes) -> bool:
         """Whether all that was last said of the person held by *contact* was said by this view."""
-        return self.told or contact <= (self.cursor or b"")
+        return self.told or self.includes(contact)
 
 
 def view_id(journey: Journey) -> bytes:

@@ -74,6 +74,7 @@ class Worker:
             outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen),
             now_ms=lambda: NOW_MS, failed=cluster.failed, ahead_ms=86_400_000, max_merges=10_000,
             matcher=MATCHER, catalog=dict(cluster.catalogs[self.catalog_version]), chunk_records=cluster.chunk_records,
+            reflected=lambda topic, p: cluster.acked[topic, p],
         )  # fmt: skip
 
     async def send(self, topic: str, records: list[Any]) -> asyncio.Future[Any]:
@@ -202,10 +203,14 @@ class Cluster:
         self.loop.finish(self._activate(part))
         for source in SOURCES:
             worker.read_to[p, source] = self.acked[source, p] = self.committed[source, p]
+        self.loop.finish(self._tick(part))
         self.run()
 
+    async def _tick(self, part: Partition) -> None:
+        part.building.settle()
+
     async def _activate(self, part: Partition) -> None:
-        part.activate()
+        part.activate({source: len(self.logs[source, part.number]) for source in SOURCES})
 
     def follow(self, part: Partition, most: int | None) -> set[bytes]:
         """Recovers up to *most* changelog records, in chunks of random size; the keys to say again."""

@@ -108,7 +108,7 @@ class Loopback:
         rest = self.changelog.log("changelog", number)[0 if have is None else have + 1 :]
         for i in range(0, len(rest), 7):
             partition.recover(rest[i : i + 7], rest[i : i + 7][-1].offset)
-        partition.activate()
+        partition.activate({source: len(self.out.log(TOPICS[source], number)) for source in SOURCES})
 
     def match(self) -> None:
         views = (v.projection.rules for p in self.partitions.values() for v in p.views.all)
