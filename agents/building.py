@@ -229,14 +229,17 @@ class Building:
     def settle(self) -> None:
         """Complete views take over from their predecessors, once everything is repeated that may have been announced before a crash."""
         pipeline = self._partition.pipeline
-        if pipeline is None or not self._partition.repeated():
+        if pipeline is None:
             return
+        repeated = self._partition.repeated()
         for view in self.kept.all:
-            if not view.speaks or view.told or self.state.get(view.id) != LIVE:
+            if not view.speaks or self.state.get(view.id) != LIVE or not (view.told or repeated):
+                continue
+            before = [v for v in self.kept.all if v.journey.id == view.journey.id and v is not view and self.state[v.id] != OLD]
+            if view.told and not before:
                 continue
             view.told = True
             entries = dict([self._view_entry(view)])
-            before = [v for v in self.kept.all if v.journey.id == view.journey.id and v is not view]
             for old in before:
                 if self.state[old.id] == LIVE:
                     self.state[old.id] = OLD

@@ -350,13 +350,27 @@ class Partition:
         return None, record.key, record.value, headers, now_ms
 
     def values(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes | None]]:
-        """The records under *keys* as the changelog was last told: what is decided and not announced yet is not in it."""
+        """The records under *keys* as the changelog was last told: what is decided and not announced yet is not in it.
+
+        What this owner does not know is left as it is: a stale writer's records follow from facts that come to the owner too. Only what became
+        an alias or was dropped is told to be gone.
+        """
         assert self.pipeline is not None, f"partition {self.number} answers for its changelog only while active"
         found: list[tuple[bytes, bytes | None]] = []
         for key in keys:
-            on_its_way, value = self.pipeline.sent(key)
-            found.append((key, value if on_its_way else self.ledger.get(key)))
+            value = self._told(key)
+            if value is None and key[:1] == records.IDENTITY:
+                evidence = self._told(records.EVIDENCE + key[1:])
+                if evidence is None or records.pointer_of(evidence) is None:
+                    continue
+            elif value is None and key[:1] != VIEW:
+                continue
+            found.append((key, value))
         return found
+
+    def _told(self, key: bytes) -> bytes | None:
+        on_its_way, value = self.pipeline.sent(key) if self.pipeline is not None else (False, None)
+        return value if on_its_way else self.ledger.get(key)
 
 
 def _as_join(contact: str, hits: list[tuple[bytes, bytes]], ids: dict[bytes, str]) -> Join:
