@@ -50,7 +50,7 @@ def check_places(cluster: Cluster, history: oracle.History, people: list[oracle.
         hits = _hits(person)
         if holder not in found:
             assert len(person.contacts) == 1, f"{person.contacts} are one person and have no holder"
-            assert not (hits or person.profile or person.erased_at_ms), f"nothing is kept of {holder}"
+            assert not any((hits, person.profile, person.erased_at_ms)), f"nothing is kept of {holder}"
             continue
         for contact in person.contacts - {holder}:
             at, steps = contact, 0

@@ -1,0 +1,275 @@
+"""Faults put into the engine on purpose, one at a time: what the simulation is for. Each is a context in which the engine is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import state.decision
+import state.identity
+import state.progress
+import state.records
+from agents.partition import Partition
+from agents.pipeline import Pipeline, Work
+from state.decision import Batch
+from state.evidence import Evidence
+from state.identity import Identity
+from state.messages import Join, Unite
+from state.progress import Reached
+
+Mutation = Callable[[], AbstractContextManager[Any]]
+MUTATIONS: dict[str, Mutation] = {}
+
+
+def mutation(make: Callable[[], Iterator[None]]) -> Mutation:
+    """Registers a fault under its name."""
+    found = contextmanager(make)
+    MUTATIONS[make.__name__.replace("_", " ")] = found
+    return found
+
+
+# -- the order of a batch's steps -------------------------------------------------------------------------------------------
+
+
+@mutation
+def rocksdb_before_the_broker() -> Iterator[None]:
+    original = Pipeline._send_changes
+
+    async def send_changes(self: Pipeline, work: Work, carried: Any) -> Any:
+        work.commit(None)
+        work.commit = lambda _: None
+        return await original(self, work, carried)
+
+    with patch.object(Pipeline, "_send_changes", send_changes):
+        yield
+
+
+@mutation
+def changelog_before_handoffs() -> Iterator[None]:
+    handoffs, changelog = Pipeline._send_handoffs, Pipeline._send_changelog
+    with patch.object(Pipeline, "_send_handoffs", changelog):
+        offsets: dict[int, Any] = {}
+
+        async def first(self: Pipeline, work: Work, carried: Any) -> Any:
+            offsets[id(work)] = await changelog(self, work, carried)
+
+        async def then(self: Pipeline, work: Work, carried: Any) -> Any:
+            await handoffs(self, work, carried)
+            return offsets.pop(id(work))
+
+        with patch.object(Pipeline, "_send_handoffs", first), patch.object(Pipeline, "_send_changelog", then):
+            yield
+
+
+@mutation
+def handoffs_before_stage_changes() -> Iterator[None]:
+    changes, handoffs = Pipeline._send_changes, Pipeline._send_handoffs
+    with patch.object(Pipeline, "_send_changes", handoffs), patch.object(Pipeline, "_send_handoffs", changes):
+        yield
+
+
+@mutation
+def acknowledged_before_it_is_durable() -> Iterator[None]:
+    original = Partition.submit
+
+    async def submit(self: Partition, source: str, chunk: Any, done: Callable[[], None]) -> None:
+        done()
+        await original(self, source, chunk, done)
+
+    with patch.object(Partition, "submit", submit):
+        yield
+
+
+@mutation
+def stage_changes_not_waited_for() -> Iterator[None]:
+    async def send_changes(self: Pipeline, work: Work, _: Any) -> None:
+        if work.changes:
+            await self._outward.send(self._topics["stage-changes"], work.changes)
+
+    with patch.object(Pipeline, "_send_changes", send_changes):
+        yield
+
+
+# -- recovery ---------------------------------------------------------------------------------------------------------------
+
+
+@mutation
+def recovery_takes_the_last_record_instead_of_joining() -> Iterator[None]:
+    with patch.object(state.records, "join", lambda key, old, new: new):
+        yield
+
+
+@mutation
+def recovery_lets_a_holder_replace_an_alias() -> Iterator[None]:
+    original = state.records.join
+
+    def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
+        evidence = key[:1] == state.records.EVIDENCE and old is not None and new is not None
+        return new if evidence and state.records.pointer_of(new or b"") is None else original(key, old, new)
+
+    with patch.object(state.records, "join", join):
+        yield
+
+
+@mutation
+def views_do_not_follow_recovery() -> Iterator[None]:
+    with patch.object(Partition, "_restore_views", lambda self, joined: []):
+        yield
+
+
+@mutation
+def nothing_is_taken_as_said_before_a_crash() -> Iterator[None]:
+    original = Batch.__init__
+
+    def init(self: Batch, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, "again": False})
+
+    with patch.object(Batch, "__init__", init):
+        yield
+
+
+# -- what is decided --------------------------------------------------------------------------------------------------------
+
+
+@mutation
+def erasure_forgets_nothing() -> Iterator[None]:
+    with patch.object(Evidence, "forget", lambda self, erased_at_ms: False):
+        yield
+
+
+@mutation
+def late_activities_after_an_erasure_come_back() -> Iterator[None]:
+    original = Identity.join
+
+    def join(
+        self: Identity, members: Any = (), merges: Any = (), profiles: Any = None, erased_at_ms: Any = None
+    ) -> bool:
+        changed = original(self, members, merges, profiles, erased_at_ms)
+        self.erased_at_ms = None
+        return changed
+
+    with patch.object(Identity, "join", join):
+        yield
+
+
+@mutation
+def a_hit_replaces_the_ones_before() -> Iterator[None]:
+    def add(self: Evidence, rule: bytes, blob: bytes) -> bool:
+        changed = self.hits.get(rule) != blob
+        self.hits[rule] = blob
+        return changed
+
+    with patch.object(Evidence, "add", add):
+        yield
+
+
+@mutation
+def merges_count_in_order_of_arrival() -> Iterator[None]:
+    original = state.identity.survivor
+
+    def survivor(contact: str, merges: Any, members: Any = None) -> str:
+        return original(contact, [m._replace(at_ms=n) for n, m in enumerate(merges)], members)
+
+    with patch.object(state.identity, "survivor", survivor):
+        yield
+
+
+@mutation
+def an_alias_keeps_what_is_for_its_holder() -> Iterator[None]:
+    original = Batch._send
+
+    def send(self: Batch, message: Join | Unite) -> None:
+        if isinstance(message, Unite) or message.members:
+            original(self, message)
+
+    with patch.object(Batch, "_send", send):
+        yield
+
+
+@mutation
+def a_unite_is_not_answered() -> Iterator[None]:
+    original = Batch._send
+
+    def send(self: Batch, message: Join | Unite) -> None:
+        if isinstance(message, Join) or message.merges:
+            original(self, message)
+
+    with patch.object(Batch, "_send", send):
+        yield
+
+
+@mutation
+def a_name_that_goes_is_not_left() -> Iterator[None]:
+    original = Batch._hand_over
+
+    def hand_over(self: Batch, *args: Any) -> None:
+        sent = self._send
+
+        def without_part(message: Any) -> None:
+            sent(message._replace(part=None) if isinstance(message, Join) else message)
+
+        with patch.object(self, "_send", without_part):
+            original(self, *args)
+
+    with patch.object(Batch, "_hand_over", hand_over):
+        yield
+
+
+@mutation
+def groups_of_the_first_profile_stay() -> Iterator[None]:
+    original = Identity._derive
+
+    def derive(self: Identity, named: bool) -> None:
+        before = self.groups
+        original(self, named)
+        self.groups = before or self.groups
+
+    with patch.object(Identity, "_derive", derive):
+        yield
+
+
+@mutation
+def one_activity_meets_two_stages() -> Iterator[None]:
+    original = state.progress._rule
+
+    def rule(key: bytes) -> Any:
+        met = original(key)
+        return lambda hits, after, spent: met(hits, after, ())
+
+    with patch.object(state.progress, "_rule", rule):
+        yield
+
+
+@mutation
+def any_takes_the_last_listed_of_equal_ones() -> Iterator[None]:
+    original = state.progress._any
+    with patch.object(state.progress, "_any", lambda members: original(members[::-1])):
+        yield
+
+
+@mutation
+def all_takes_the_earliest() -> Iterator[None]:
+    def all_of(members: Any) -> Any:
+        def met(hits: Any, after: bytes, spent: Any) -> Reached | None:
+            found = [member(hits, after, spent) for member in members]
+            if None in found:
+                return None
+            return Reached(min(f.at for f in found), tuple(h for f in found for h in f.met_by))
+
+        return met
+
+    with patch.object(state.progress, "_all", all_of):
+        yield
+
+
+@mutation
+def contribution_of_the_old_groups_stays() -> Iterator[None]:
+    original = Batch._place
+
+    def place(self: Batch, view: Any, holder: str, at: Any, count: int) -> None:
+        original(self, view, holder, at if count > 0 else (at[0], (), *at[2:]), count)
+
+    with patch.object(Batch, "_place", place):
+        yield
