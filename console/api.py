@@ -149,6 +149,9 @@ def _journey(id_: str, body: bytes) -> Journey:
             raise ApiError(409, "other_id", f'the body is journey "{given[:100]}", the address is that of "{id_[:100]}"; make them the same', "id")
         for name in ADDED:
             data.pop(name, None)
+        for stage in data["stages"] if isinstance(data.get("stages"), list) else ():
+            if isinstance(stage, dict) and isinstance(stage.get("kpi"), float) and stage["kpi"].is_integer():
+                stage["kpi"] = int(stage["kpi"])  # to JSON, 75.0 and 75 are one number
     return parse_journey(data)
 
 

@@ -11,6 +11,7 @@ import re2
 import schemathesis
 
 from schemas.journey import MAX_RULES
+from schemas.text import pattern
 
 
 @schemathesis.hook
@@ -38,7 +39,7 @@ def _mend_patterns(value: Any) -> None:
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         if isinstance(one, dict) and set(one) == {"matches"} and isinstance(one["matches"], str):
             try:
-                re2.compile(one["matches"])
+                pattern(one["matches"])
             except (re2.error, UnicodeError):
                 one["matches"] = "a.*b"
         else:
