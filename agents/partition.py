@@ -79,6 +79,7 @@ class Partition:
         self.changed: set[bytes] = set()  # views whose totals changed since they were last published
         self.overlay: dict[bytes, tuple[bytes | None, int]] = {}
         self._works = 0
+        self._stale = False
         self._repeat_to: dict[str, int] = {}
         self.pipeline: Pipeline | None = None
         self._load()
@@ -129,10 +130,13 @@ class Partition:
             if record.key in joined:
                 joined[record.key] = records.join(record.key, joined[record.key], record.value)
         metrics.RECOVERED_RECORDS.inc(len(changes))
-        position = (CHANGELOG_POSITION, str(last_offset).encode())
+        stale = [key for key in keys if joined[key] != last[key]]
+        self._stale = self._stale or bool(stale)
+        # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
+        position = [] if self._stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
         views = self._restore_views(joined) if self.views.all else []
-        self.ledger.write([*joined.items(), *views, *(entry for entry in told if entry is not None), position])
-        return [key for key in keys if joined[key] != last[key]]
+        self.ledger.write([*joined.items(), *views, *(entry for entry in told if entry is not None), *position])
+        return stale
 
     def _restore_views(self, joined: dict[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
         """What index and totals become with the records *joined*, which are not in RocksDB yet."""
@@ -155,6 +159,7 @@ class Partition:
         """
         c = self.context
         self._load()  # recovery may have brought some
+        self._stale = False  # from here the changelog says so, by `frozen`
         lost = IN_FLIGHT * c.chunk_records
         self._repeat_to = {source: min(self.positions.get(source, 0) + lost, end) for source, end in ends.items()}
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)

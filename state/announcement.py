@@ -6,7 +6,7 @@ Of the versions of a journey the newest speaks, for everybody; while it is being
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from schemas.changes import StageChange
 
@@ -50,11 +50,12 @@ def said_of(views: Iterable[View], holder: bytes, hits: Hits) -> dict[str, Said]
     return said
 
 
-def farewell(part: Part, cause: str, cause_id: str | None) -> list[StageChange]:
-    """The name of *part* is nobody's any more: all that was said under it is left."""
+def farewell(part: Part, but: Container[str], cause: str, cause_id: str | None) -> list[StageChange]:
+    """Leaves all that was said under the name of *part*, *but* for some journeys."""
     return [
         StageChange(journey, said.version, part.name, stage, name, "left", None, None, cause, cause_id)
         for journey, said in part.said.items()
+        if journey not in but
         for stage, name in enumerate(said.stages, 1)
     ]
 

@@ -324,7 +324,7 @@ class Batch:
         person.cause, person.cause_id = MERGE, message.cause_id
         if message.again:
             person.again = person.again or set()
-        if message.other == person.contact or message.other in identity.members:
+        if message.other == person.contact:
             self._join_merges(person, identity, new)
         elif place(message.other) < place(person.contact):
             self._flush(person)
@@ -390,8 +390,10 @@ class Batch:
             parts = {rule for part in person.parts for rule in part.hits}
             concerned = self._views.concerned({*hits, *shown.hits, *parts, *(person.again or ())})
         for part in person.parts:
-            if part.name != name:
-                self._decision.changes.extend(farewell(part, person.cause, person.cause_id))
+            # of journeys that nobody here speaks of, the name that stays is left as well: who learns of them says what is true then
+            here = self._views.speaking if part.name == name else {}
+            concerned += [view for journey, view in here.items() if journey in part.said and view not in concerned]
+            self._decision.changes.extend(farewell(part, here, person.cause, person.cause_id))
         for view in concerned:
             after = view.project(hits)
             before = view.project(shown.hits)

@@ -83,10 +83,11 @@ def view_id(journey: Journey) -> bytes:
 class Views:
     """The views of a partition, found by the rules they watch."""
 
-    __slots__ = ("all", "by_rule")
+    __slots__ = ("all", "by_rule", "speaking")
 
     def __init__(self, views: Iterable[View] = ()) -> None:
         self.all = tuple(views)
+        self.speaking = {view.journey.id: view for view in self.all if view.speaks}
         self.by_rule: dict[bytes, tuple[View, ...]] = {}
         for view in self.all:
             for rule in view.watched:
