@@ -200,6 +200,8 @@ class Cluster:
             part = worker.open[p] = Partition(p, worker.context)
         self.foreign[p] = self.follow(part, None)  # what it finds is all that a new owner knows
         self.clean_to[p] = 0
+        while worker.catalog_version < len(self.catalogs) - 1:
+            self.learn(worker)  # a worker reads the journeys topic to its end before it takes over
         self.loop.finish(self._activate(part))
         for source in SOURCES:
             worker.read_to[p, source] = self.acked[source, p] = self.committed[source, p]
