@@ -37,7 +37,12 @@ CATALOGUE = (
 CONSOLE = CollectorRegistry()
 """What the console shows; a registry of its own, so that it does not show a worker's metrics as zeros."""
 
-HTTP_REQUESTS = Counter("waypost_http_requests_total", "Requests answered, by route, method and status.", ["route", "method", "status"], registry=CONSOLE)
+HTTP_REQUESTS = Counter(
+    "waypost_http_requests_total",
+    "Requests answered, by route, method and status.",
+    ["route", "method", "status"],
+    registry=CONSOLE,
+)
 HTTP_SECONDS = Histogram("waypost_http_seconds", "Time until a request was answered, in seconds, by route.", ["route"], registry=CONSOLE)
 LIVE_STREAMS = Gauge("waypost_live_streams", "Listeners of live results.", registry=CONSOLE)
 LAG = Gauge("waypost_lag_records", "Records of the input topics not yet in the numbers, when it was last asked for.", registry=CONSOLE)
