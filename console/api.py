@@ -18,8 +18,9 @@ from schemas.wire import MAX_ID
 from . import models
 from .backend import Backend
 from .bodies import read_body
-from .errors import ApiError, install
+from .errors import ApiError
 from .facts import KINDS, array, check, taken
+from .handlers import install
 from .kafka import now_ms
 from .measure import Measured
 from .openapi import describe, errors, request_body

@@ -49,7 +49,7 @@ class Backend:
 
     async def start(self) -> None:
         self.broker_kind = await asyncio.to_thread(broker_kind, self.settings)
-        self.offsets.exact_ends = self.broker_kind == "kafka"
+        self.offsets.exact_ends = self.rejected.exact_ends = self.broker_kind == "kafka"
         await self.workers.start()
         await self.writer.start()
         await self.offsets.start()

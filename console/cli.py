@@ -11,6 +11,7 @@ from streams.settings import Settings
 
 from .cli_check import check
 from .cli_journeys import contact, journey
+from .cli_rejected import rejected
 from .cli_send import send
 from .options import (
     CONSOLE,
@@ -115,6 +116,7 @@ cli.add_command(journey)
 cli.add_command(contact)
 cli.add_command(send)
 cli.add_command(check)
+cli.add_command(rejected)
 
 
 def log_to(settings: Settings, stream: TextIO, least: str | None = None) -> None:

@@ -1,27 +1,12 @@
-"""Errors of the HTTP API: one shape for all of them (contract, section 4). Never shows a stack trace; decides nothing else.
+"""Errors of the HTTP API: one shape for all of them (contract, section 4). Says nothing of how they are answered.
 
     {"error": {"code": "unknown_journey", "message": "…", "path": "stages[2].condition"}}
 """
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping
 from typing import Any
-
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Match, Route
-
-from schemas.errors import Refused, shown
-from schemas.sentences import broken
-
-log = logging.getLogger(__name__)
-
-CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
 
 
 class ApiError(Exception):
@@ -41,89 +26,3 @@ class ApiError(Exception):
 def error_body(code: str, message: str, path: str | None = None) -> dict[str, Any]:
     """The contract's shape."""
     return {"error": {"code": code, "message": message, "path": path}}
-
-
-class Json(Response):
-    """JSON as the API writes it: UTF-8, no escapes where none are needed."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-
-
-def answer(error: ApiError) -> Response:
-    """*error* as an answer."""
-    return Json(error_body(error.code, error.message, error.path), error.status, headers=error.headers)
-
-
-def install(app: FastAPI) -> None:
-    """Makes every error of *app* have the shape."""
-
-    async def api_error(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiError)
-        return answer(error)
-
-    async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
-        return answer(ApiError(422, error.code, error.message, error.path))
-
-    async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return answer(parameter_error(error.errors()[0]))
-
-    async def http(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return answer(http_error(request, error))
-
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return answer(ApiError(500, "internal_error", "something went wrong here, not with what you sent; the log of the console says what"))
-
-    app.add_exception_handler(ApiError, api_error)
-    app.add_exception_handler(Refused, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)
-
-
-def parameter_error(details: Any) -> ApiError:
-    """What FastAPI found wrong with a parameter of the path, the query or the headers, in our words."""
-    where, *rest = details["loc"]
-    name = str(rest[0]) if rest else str(where)
-    kind, value, context = details["type"], details["input"], details.get("ctx", {})
-    if kind == "missing":
-        return ApiError(422, "missing_parameter", f"{where} parameter {name} is missing; add it", name)
-    if kind == "int_parsing":
-        return ApiError(422, "wrong_type", f"{name}: {shown(value)} is not a whole number; give one", name)
-    if kind in ("greater_than_equal", "less_than_equal"):
-        limit, rule = (context["ge"], "least") if "ge" in context else (context["le"], "most")
-        return ApiError(422, "out_of_range", f"{name}: {shown(value)} is out of range; give at {rule} {limit}", name)
-    if kind in ("enum", "literal_error"):
-        return ApiError(422, "bad_value", f"{name}: {shown(value)} is not known here; give {context['expected']}", name)
-    if kind == "string_pattern_mismatch":
-        return ApiError(422, "bad_value", f"{name}: {shown(value)} does not look like one; it must match {context['pattern']}", name)
-    said = broken(details)
-    return ApiError(422, said.code, f"{name}: {said.sentence}", name)
-
-
-def http_error(request: Request, error: HTTPException) -> ApiError:
-    """Errors that the framework raises: no such route, wrong method, and the like."""
-    code = CODES.get(error.status_code, "error")
-    headers = dict(error.headers or {})
-    if error.status_code == 404:
-        return ApiError(404, code, f"there is nothing at {shown(request.url.path)}; /api/openapi.json lists what there is", headers=headers)
-    if error.status_code == 405:
-        allowed = ", ".join(sorted(methods_of(request)))
-        message = f"{request.method} is not possible at {shown(request.url.path)}; use {allowed}"
-        return ApiError(405, code, message, headers={**headers, "Allow": allowed})
-    return ApiError(error.status_code, code, str(error.detail), headers=headers)
-
-
-def methods_of(request: Request) -> set[str]:
-    """The methods of all routes at the path of *request*; Starlette names those of the first one only."""
-    found: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods or set()
-    return found

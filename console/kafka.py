@@ -133,22 +133,31 @@ class Offsets:
         return {wanted[tp]: offset for tp, offset in found.items()}
 
     async def _by_fetching(self, listed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        """The true ends on the embedded broker, which lists the first offset of the last batch plus one (see streams.reader).
-
-        The end that comes with fetched records is right: so the last batches are fetched, unless they are the same as the last time.
-        """
+        """The true ends. Where the listed end is the one of the last time, so is the true one: the last batch is the same."""
         async with self._fetching:
             changed = {tp: end for tp, end in listed.items() if end and self._true_ends.get(tp, (0, 0))[0] != end}
-            if changed:
-                self._consumer.assign(list(changed))
-                for tp, end in changed.items():
-                    self._consumer.seek(tp, end - 1)
-            while changed:
-                for tp, records in (await self._consumer.getmany(timeout_ms=1000)).items():
-                    seen = max(self._consumer.highwater(tp) or 0, records[-1].offset + 1)
-                    self._true_ends[tp] = (max(listed[tp], changed.pop(tp, 0)), seen)
-                    self._consumer.pause(tp)
+            for tp, true_end in (await ends_by_fetching(self._consumer, changed)).items():
+                self._true_ends[tp] = (listed[tp], true_end)
             return {tp: self._true_ends[tp][1] if end else 0 for tp, end in listed.items()}
+
+
+async def ends_by_fetching(consumer: AIOKafkaConsumer, listed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """The true ends on the embedded broker, which lists the first offset of the last batch plus one (see streams.reader).
+
+    The end that comes with fetched records is right, so the last batch of each partition is fetched. Takes the assignment of *consumer*.
+    """
+    left = {tp for tp, end in listed.items() if end}
+    ends = dict.fromkeys(listed, 0)
+    if left:
+        consumer.assign(sorted(left))
+        for tp in left:
+            consumer.seek(tp, listed[tp] - 1)
+    while left:
+        for tp, records in (await consumer.getmany(timeout_ms=1000)).items():
+            ends[tp] = max(consumer.highwater(tp) or 0, records[-1].offset + 1)
+            left.discard(tp)
+            consumer.pause(tp)
+    return ends
 
 
 def now_ms() -> int:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from .errors import ApiError
-from .kafka import broker
+from .kafka import broker, ends_by_fetching
 from .results import encode_cursor
 
 READ_SECONDS = 10.0
@@ -31,6 +31,7 @@ class RejectedReader:
     def __init__(self, topic: str, kafka: Mapping[str, Any]) -> None:
         self._topic = topic
         self._kafka = dict(kafka)
+        self.exact_ends = True
 
     async def page(self, limit: int, cursor: str | None) -> Page:
         """At most *limit* records, newest first. Raises `ApiError`: 404 for a cursor that we never gave, 503 when the broker does not answer."""
@@ -41,14 +42,18 @@ class RejectedReader:
             try:
                 partitions = sorted(consumer.assignment())
                 consumer.unsubscribe()
-                return await _page(consumer, partitions, limit, uppers)
+                ends = await consumer.end_offsets(partitions)
+                if not self.exact_ends:
+                    ends = await ends_by_fetching(consumer, ends)
+                return await _page(consumer, partitions, ends, limit, uppers)
             finally:
                 await consumer.stop()
 
 
-async def _page(consumer: AIOKafkaConsumer, partitions: list[TopicPartition], limit: int, uppers: Uppers | None) -> Page:
+async def _page(
+    consumer: AIOKafkaConsumer, partitions: list[TopicPartition], ends: dict[TopicPartition, int], limit: int, uppers: Uppers | None
+) -> Page:
     begins = await consumer.beginning_offsets(partitions)
-    ends = await consumer.end_offsets(partitions)
     upper = {tp: ends[tp] if uppers is None else min(ends[tp], uppers.get(tp.partition, ends[tp])) for tp in partitions}
     found = [await _below(consumer, tp, begins[tp], upper[tp], limit) for tp in partitions]
     shown = newest_first(found, limit)
