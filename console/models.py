@@ -165,6 +165,11 @@ class Health(_Answer):
     broker: BrokerInfo
 
 
+class RecordHeader(_Answer):
+    name: str
+    value: str | None
+
+
 class RejectedRecord(_Answer):
     """A record as it came. Key and value are texts when they are UTF-8, else null with the bytes in base64 beside them."""
 
@@ -177,7 +182,7 @@ class RejectedRecord(_Answer):
     key_base64: str | None
     value: str | None
     value_base64: str | None
-    headers: list[tuple[str, str | None]]
+    headers: list[RecordHeader]
 
 
 class Rejected(_Answer):

@@ -120,7 +120,9 @@ def row(record: Any) -> dict[str, Any]:
         "key_base64": key64,
         "value": value,
         "value_base64": value64,
-        "headers": [[name, None if v is None else v.decode(errors="replace")] for name, v in record.headers or () if name not in OURS],
+        "headers": [
+            {"name": name, "value": None if v is None else v.decode(errors="replace")} for name, v in record.headers or () if name not in OURS
+        ],
     }
 
 
