@@ -50,6 +50,17 @@ def said_of(views: Iterable[View], holder: bytes, hits: Hits) -> dict[str, Said]
     return said
 
 
+def perhaps_said(views: Iterable[View]) -> dict[str, Said]:
+    """What may have been said by *views*, as far as any of their versions goes, when nothing is known about it."""
+    said: dict[str, Said] = {}
+    for view in views:
+        if view.speaks:
+            longest = max((view, *view.predecessors), key=lambda version: len(version.journey.stages))
+            names = tuple(stage.name for stage in longest.journey.stages)
+            said[view.journey.id] = Said(view.journey.version or 0, False, names)
+    return said
+
+
 def farewell(part: Part, but: Container[str], cause: str, cause_id: str | None) -> list[StageChange]:
     """Leaves all that was said under the name of *part*, *but* for some journeys."""
     return [

@@ -13,10 +13,20 @@ from typing import NamedTuple
 from schemas.changes import StageChange
 
 from . import records
-from .announcement import Spoken, anything, differences, farewell, part_said, predecessors_said, said_of, spoken_before
+from .announcement import (
+    Spoken,
+    anything,
+    differences,
+    farewell,
+    part_said,
+    perhaps_said,
+    predecessors_said,
+    said_of,
+    spoken_before,
+)
 from .evidence import Evidence, moment_ms
 from .identity import Identity, Merge, place
-from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Part, Unite
+from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Part, Said, Unite
 from .progress import Progress
 from .totals import Cell, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
@@ -58,6 +68,7 @@ class _Person:
         "ids",
         "key",
         "parts",
+        "perhaps",
         "pointer",
         "raw_identity",
         "renamed",
@@ -80,6 +91,7 @@ class _Person:
         self.renamed = False  # name, groups, members or erasure changed: every view is concerned
         self.was_holder = True
         self.again: set[bytes] | None = None  # rules of which something not known may have been said; see `Batch`
+        self.perhaps: dict[str, Said] = {}  # by journey, what that can have been where its evidence was before
         self.cause, self.cause_id = ACTIVITY, None  # type: str, str | None
         self.ids: dict[bytes, str] = {}
 
@@ -139,8 +151,10 @@ class Batch:
                 for rule, hit in new:
                     joined.add(rule, hit)
                 theirs = {hit: ids[hit] for _, hit in new}
+                said = perhaps_said(self._views.concerned(joined.hits)) if self._again else {}
+                cause_id = theirs[new[-1][1]]
                 self._send(
-                    Join(person.pointer, joined.hits, cause_id=theirs[new[-1][1]], ids=theirs, again=self._again)
+                    Join(person.pointer, joined.hits, cause_id=cause_id, ids=theirs, again=self._again, said=said)
                 )
                 continue
             if self._again:
@@ -290,6 +304,8 @@ class Batch:
         evidence = person.evidence
         if message.again:
             person.again = (person.again or set()).union(message.hits)
+            if message.part is None:
+                person.perhaps.update(message.said)
         for rule, blob in message.hits.items():
             if evidence.add(rule, blob):
                 person.rules.add(rule)
@@ -394,6 +410,14 @@ class Batch:
             here = self._views.speaking if part.name == name else {}
             concerned += [view for journey, view in here.items() if journey in part.said and view not in concerned]
             self._decision.changes.extend(farewell(part, here, person.cause, person.cause_id))
+        names: set[str] = set()
+        if person.again is not None:
+            names = {name, *(person.whole().members if person.has_identity() else (person.contact,))}
+            here = self._views.speaking
+            concerned += [view for journey, view in here.items() if journey in person.perhaps and view not in concerned]
+            for who in sorted(names) if person.perhaps else ():
+                gone = farewell(Part(who, {}, person.perhaps), here, person.cause, person.cause_id)
+                self._decision.changes.extend(gone)
         for view in concerned:
             after = view.project(hits)
             before = view.project(shown.hits)
@@ -404,10 +428,11 @@ class Batch:
                         said, stages = part_said(view, part)
                         spoken.append(said)
                         furthest = max(furthest, stages)
-                if person.again is not None:
-                    members = person.whole().members if person.has_identity() else (person.contact,)
-                    unknown, stages = anything(view, {name, *members})
-                    spoken, furthest = [*spoken, *unknown], max(furthest, stages)
+                if names:
+                    unknown, stages = anything(view, names)
+                    perhaps = person.perhaps.get(view.journey.id)
+                    spoken += unknown
+                    furthest = max(furthest, stages, len(perhaps.stages) if perhaps is not None else 0)
                 self._decision.changes.extend(
                     differences(view, spoken, name, after, person.cause, person.cause_id, person.ids, furthest)
                 )
@@ -419,7 +444,7 @@ class Batch:
                     self._place(view, person.contact, now, 1)
         if person.rules or person.renamed:
             self._write(person)
-        person.rules, person.renamed, person.parts, person.again = set(), False, [], None
+        person.rules, person.renamed, person.parts, person.again, person.perhaps = set(), False, [], None, {}
 
     def _write(self, person: _Person) -> None:
         has_identity = person.has_identity()
