@@ -19,6 +19,7 @@ from schemas import changes as change_codec
 from schemas.journey import Journey
 from schemas.times import format_ms
 from state import records
+from state.announcement import perhaps_said
 from state.decision import Batch, Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
@@ -81,6 +82,8 @@ class Partition:
         self._works = 0
         self._stale = False
         self._repeat_to: dict[str, int] = {}
+        self._repeated: set[str] = set()  # contacts, and rules, of what came again
+        self._repeated_rules: set[bytes] = set()
         self.pipeline: Pipeline | None = None
         self._load()
 
@@ -155,7 +158,7 @@ class Partition:
         """Recovery is over and this worker owns the partition. *ends*: source -> where its log ends now.
 
         The owner before may have announced what follows from records whose effect was lost with it: at most what it had on its way. They come
-        again, perhaps in another order, and until they have, what is said of a contact is not taken as known (`Batch`, *again*).
+        again, perhaps in another order; then the truth is announced of every contact that they touch (`repeated`).
         """
         c = self.context
         self._load()  # recovery may have brought some
@@ -166,10 +169,23 @@ class Partition:
         self.building.reconcile()
 
     def repeated(self) -> bool:
-        """Whether everything that the owner before may have had on its way has come again."""
+        """Whether everything that the owner before may have had on its way has come again, and the truth of it is announced."""
         for source in [s for s, to in self._repeat_to.items() if self._reflected(s) >= to]:
             del self._repeat_to[source]
-        return not self._repeat_to
+        if self._repeat_to:
+            return False
+        if self._repeated:
+            contacts, said = sorted(self._repeated), perhaps_said(self.views.concerned(self._repeated_rules))
+            self._repeated, self._repeated_rules = set(), set()
+            here = [contact for contact in contacts if self.is_here(contact)]
+            batch = Batch(self.views, self.reader(here), self.is_here, self.context.max_merges)
+            for contact in here:
+                batch.deliver(Join(contact, said=said, again=True))
+            work = self.work(batch.decide())
+            work.took_room = False
+            assert self.pipeline is not None
+            self.pipeline.add(work)
+        return True
 
     def _reflected(self, source: str) -> int:
         return max(self.positions.get(source, 0), self.context.reflected(self.context.topics[source], self.number) or 0)
@@ -214,7 +230,9 @@ class Partition:
             taken = intake.profiles(chunk, now_ms, c.ahead_ms)
         else:
             taken = intake.handed_over(chunk)
-        decision = self._decide(taken, again=chunk[0].offset < self._repeat_to.get(source, 0))
+        if chunk[0].offset < self._repeat_to.get(source, 0):
+            self._note(taken)
+        decision = self._decide(taken)
         rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(self._rejected(origin.topic, origin, "too_many_merges", reason, now_ms, origin.partition))
@@ -222,7 +240,19 @@ class Partition:
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
         return work
 
-    def _decide(self, taken: intake.Taken, again: bool) -> Decision:
+    def _note(self, taken: intake.Taken) -> None:
+        """Keeps which contacts are touched by what comes again, and of which rules something may have been said."""
+        contacts = {*taken.hits, *(message.to for message in taken.messages)}
+        self._repeated |= contacts
+        self._repeated_rules.update(rule for hits in taken.hits.values() for rule, _ in hits)
+        self._repeated_rules.update(rule for m in taken.messages if isinstance(m, Join) for rule in m.hits)
+        load = self.reader([*contacts])
+        for contact in contacts:
+            record = load(records.EVIDENCE + contact.encode())
+            if record is not None and records.pointer_of(record) is None:
+                self._repeated_rules.update(records.decode_evidence(record)[0].hits)
+
+    def _decide(self, taken: intake.Taken) -> Decision:
         foreign: list[Message] = []
         hits = taken.hits
         if hits:
@@ -234,11 +264,7 @@ class Partition:
         here: list[Message] = []
         for message in taken.messages:
             (here if self.is_here(message.to) else foreign).append(message)
-        if again:
-            foreign = [message._replace(again=True) for message in foreign]
-        batch = Batch(
-            self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges, again=again
-        )
+        batch = Batch(self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges)
         if hits:
             batch.activities(hits, taken.ids)
         for message in here:

@@ -19,7 +19,6 @@ from .announcement import (
     differences,
     farewell,
     part_said,
-    perhaps_said,
     predecessors_said,
     said_of,
     spoken_before,
@@ -90,8 +89,8 @@ class _Person:
         self.rules: set[bytes] = set()  # whose hits changed
         self.renamed = False  # name, groups, members or erasure changed: every view is concerned
         self.was_holder = True
-        self.again: set[bytes] | None = None  # rules of which something not known may have been said; see `Batch`
-        self.perhaps: dict[str, Said] = {}  # by journey, what that can have been where its evidence was before
+        self.again = False  # something not known may have been said of it
+        self.perhaps: dict[str, Said] = {}  # by journey, what that can have been
         self.cause, self.cause_id = ACTIVITY, None  # type: str, str | None
         self.ids: dict[bytes, str] = {}
 
@@ -111,7 +110,6 @@ class Batch:
     """Everything that one batch does to one partition.
 
     *load* returns a record by its key (see `records`), *is_here* says whether a contact belongs to this partition. *silent*: announce nothing.
-    *again*: what arrives may have been announced before a crash that lost its effect, in another order; the truth of all it touches is announced.
     """
 
     def __init__(
@@ -121,9 +119,7 @@ class Batch:
         is_here: Callable[[str], bool],
         max_merges: int = MAX_MERGES,
         silent: bool = False,
-        again: bool = False,
     ) -> None:
-        self._again = again
         self._silent = silent
         self._views = views
         self._load = load
@@ -140,7 +136,7 @@ class Batch:
         done, load, persons = self._decision.records, self._load, self._persons
         for contact, new in hits.items():
             key = records.EVIDENCE + contact.encode()
-            if contact not in persons and key not in done and not self._again:
+            if contact not in persons and key not in done:
                 record = load(key)
                 if record is None or records.is_plain(record):
                     self._plain(contact, key, record, new, ids)
@@ -151,14 +147,8 @@ class Batch:
                 for rule, hit in new:
                     joined.add(rule, hit)
                 theirs = {hit: ids[hit] for _, hit in new}
-                said = perhaps_said(self._views.concerned(joined.hits)) if self._again else {}
-                cause_id = theirs[new[-1][1]]
-                self._send(
-                    Join(person.pointer, joined.hits, cause_id=cause_id, ids=theirs, again=self._again, said=said)
-                )
+                self._send(Join(person.pointer, joined.hits, cause_id=theirs[new[-1][1]], ids=theirs))
                 continue
-            if self._again:
-                person.again = (person.again or set()).union(rule for rule, _ in new)
             erased_at_ms = person.head[2]
             for rule, hit in new:
                 if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
@@ -206,7 +196,7 @@ class Batch:
 
     def deliver(self, message: Message) -> None:
         """A message for a contact of this partition; what it sends on within the partition is handled at once."""
-        self._queue.append(message._replace(again=True) if self._again else message)
+        self._queue.append(message)
         self._drain()
 
     def _drain(self) -> None:
@@ -303,9 +293,8 @@ class Batch:
     def _join(self, person: _Person, message: Join) -> None:
         evidence = person.evidence
         if message.again:
-            person.again = (person.again or set()).union(message.hits)
-            if message.part is None:
-                person.perhaps.update(message.said)
+            person.again = True
+            person.perhaps.update(message.said)
         for rule, blob in message.hits.items():
             if evidence.add(rule, blob):
                 person.rules.add(rule)
@@ -338,8 +327,6 @@ class Batch:
             self._decision.refused.append((message.origin, reason))
             return
         person.cause, person.cause_id = MERGE, message.cause_id
-        if message.again:
-            person.again = person.again or set()
         if message.other == person.contact:
             self._join_merges(person, identity, new)
         elif place(message.other) < place(person.contact):
@@ -349,7 +336,7 @@ class Batch:
             self._hand_over(person, identity, message)
         else:
             self._join_merges(person, identity, new)
-            self._send(Unite(message.other, person.contact, cause_id=message.cause_id, again=message.again))
+            self._send(Unite(message.other, person.contact, cause_id=message.cause_id))
 
     @staticmethod
     def _join_merges(person: _Person, identity: Identity, merges: Iterable[Merge]) -> None:
@@ -366,7 +353,7 @@ class Batch:
             Join(
                 to, person.evidence.hits, person.evidence.marked, tuple(sorted(identity.members)), tuple(sorted(identity.merges)),
                 identity.profiles, identity.erased_at_ms, MERGE, message.cause_id, part=shown.name,
-                said=said_of(self._views.all, person.key, shown.hits), again=message.again,
+                said=said_of(self._views.all, person.key, shown.hits),
             )
         )  # fmt: skip
         person.pointer, person.shown = to, None
@@ -394,24 +381,24 @@ class Batch:
 
     def _flush(self, person: _Person) -> None:
         """Writes what changed of *person* and brings views and announcements to where it stands now."""
-        if not person.rules and not person.renamed and person.again is None:
+        if not person.rules and not person.renamed and not person.again:
             return
         shown, evidence = person.shown, person.evidence
         assert shown is not None, "a holder is visible"
         name, groups, _ = person.head
         hits = evidence.hits
-        if not person.renamed and person.again is None:
+        if not person.renamed and not person.again:
             concerned = self._views.concerned(person.rules)
         else:
             parts = {rule for part in person.parts for rule in part.hits}
-            concerned = self._views.concerned({*hits, *shown.hits, *parts, *(person.again or ())})
+            concerned = self._views.concerned({*hits, *shown.hits, *parts})
         for part in person.parts:
             # of journeys that nobody here speaks of, the name that stays is left as well: who learns of them says what is true then
             here = self._views.speaking if part.name == name else {}
             concerned += [view for journey, view in here.items() if journey in part.said and view not in concerned]
             self._decision.changes.extend(farewell(part, here, person.cause, person.cause_id))
         names: set[str] = set()
-        if person.again is not None:
+        if person.again:
             names = {name, *(person.whole().members if person.has_identity() else (person.contact,))}
             here = self._views.speaking
             concerned += [view for journey, view in here.items() if journey in person.perhaps and view not in concerned]
@@ -444,7 +431,7 @@ class Batch:
                     self._place(view, person.contact, now, 1)
         if person.rules or person.renamed:
             self._write(person)
-        person.rules, person.renamed, person.parts, person.again, person.perhaps = set(), False, [], None, {}
+        person.rules, person.renamed, person.parts, person.again, person.perhaps = set(), False, [], False, {}
 
     def _write(self, person: _Person) -> None:
         has_identity = person.has_identity()

@@ -52,7 +52,7 @@ class Join(NamedTuple):
     ids: Mapping[bytes, str] = {}  # hit -> id of its activity
     part: str | None = None
     said: Mapping[str, Said] = {}
-    again: bool = False  # may have been handled before a crash: what was said then is not known, so the truth is said again
+    again: bool = False  # what was said of `to` is not known, at most `said`: the truth is to be said again
 
 
 class Unite(NamedTuple):
@@ -63,7 +63,6 @@ class Unite(NamedTuple):
     merges: tuple[Merge, ...] = ()
     cause_id: str | None = None
     origin: Origin | None = None
-    again: bool = False
 
 
 Message = Join | Unite
