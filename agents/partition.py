@@ -34,7 +34,7 @@ from .pipeline import Changelog, OutRecord, Outward, Pipeline, Work
 
 log = logging.getLogger(__name__)
 
-POSITION = b"p"
+POSITION, REPEATED = b"p", b"r"
 CHANGELOG_POSITION = POSITION + b"changelog"
 IN_FLIGHT = 6  # decisions of a partition on their way to the broker and to RocksDB
 SOURCES = ("activities", "contact-merges", "contacts", "handoffs")
@@ -82,8 +82,7 @@ class Partition:
         self._works = 0
         self._stale = False
         self._repeat_to: dict[str, int] = {}
-        self._repeated: set[str] = set()  # contacts, and rules, of what came again
-        self._repeated_rules: set[bytes] = set()
+        self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
         self.pipeline: Pipeline | None = None
         self._load()
 
@@ -105,6 +104,10 @@ class Partition:
         for key, value in self.ledger.scan(TOTAL):
             id_, group, cell, count = split_cell(key, value)
             self.totals.setdefault(id_, {}).setdefault(group, {})[cell] = count
+        self._repeated = {
+            key[1:].decode(): {value[i : i + 8] for i in range(0, len(value), 8)}
+            for key, value in self.ledger.scan(REPEATED)
+        }
         for key, value in self.ledger.scan(POSITION):
             if key != CHANGELOG_POSITION:
                 self.positions[key[1:].decode()] = int(value)
@@ -126,6 +129,7 @@ class Partition:
             if following > self.positions.get(source, -1):
                 self.positions[source] = following
                 told.append((POSITION + source.encode(), str(following).encode()))
+        told += [(key, last.pop(key)) for key in list(last) if key[:1] == REPEATED]
         keys = list(last)
         before = self.ledger.get_many(keys)
         joined = dict(zip(keys, before, strict=True))
@@ -175,13 +179,16 @@ class Partition:
         if self._repeat_to:
             return False
         if self._repeated:
-            contacts, said = sorted(self._repeated), perhaps_said(self.views.concerned(self._repeated_rules))
-            self._repeated, self._repeated_rules = set(), set()
-            here = [contact for contact in contacts if self.is_here(contact)]
+            rules = {rule for mine in self._repeated.values() for rule in mine}
+            said = perhaps_said(self.views.concerned(rules))
+            here = [contact for contact in sorted(self._repeated) if self.is_here(contact)]
             batch = Batch(self.views, self.reader(here), self.is_here, self.context.max_merges)
             for contact in here:
                 batch.deliver(Join(contact, said=said, again=True))
-            work = self.work(batch.decide())
+            decision = batch.decide()
+            decision.records.update({REPEATED + contact.encode(): None for contact in self._repeated})
+            self._repeated = {}
+            work = self.work(decision)
             work.took_room = False
             assert self.pipeline is not None
             self.pipeline.add(work)
@@ -231,8 +238,11 @@ class Partition:
         else:
             taken = intake.handed_over(chunk)
         if chunk[0].offset < self._repeat_to.get(source, 0):
-            self._note(taken)
-        decision = self._decide(taken)
+            noted = self._note(taken)
+            decision = self._decide(taken)
+            decision = decision._replace(records={**noted, **decision.records})  # before their effect
+        else:
+            decision = self._decide(taken)
         rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(self._rejected(origin.topic, origin, "too_many_merges", reason, now_ms, origin.partition))
@@ -240,17 +250,22 @@ class Partition:
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
         return work
 
-    def _note(self, taken: intake.Taken) -> None:
-        """Keeps which contacts are touched by what comes again, and of which rules something may have been said."""
-        contacts = {*taken.hits, *(message.to for message in taken.messages)}
-        self._repeated |= contacts
-        self._repeated_rules.update(rule for hits in taken.hits.values() for rule, _ in hits)
-        self._repeated_rules.update(rule for m in taken.messages if isinstance(m, Join) for rule in m.hits)
-        load = self.reader([*contacts])
-        for contact in contacts:
+    def _note(self, taken: intake.Taken) -> dict[bytes, bytes | None]:
+        """Keeps which contacts are touched by what comes again, and of which rules something may have been said: contact -> rule keys.
+
+        The changelog keeps it too: should this owner end before the truth of them is announced, it is owed by the next.
+        """
+        rules = {contact: {rule for rule, _ in hits} for contact, hits in taken.hits.items()}
+        for message in taken.messages:
+            rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
+        load = self.reader([*rules])
+        for contact, mine in rules.items():
             record = load(records.EVIDENCE + contact.encode())
             if record is not None and records.pointer_of(record) is None:
-                self._repeated_rules.update(records.decode_evidence(record)[0].hits)
+                mine.update(records.decode_evidence(record)[0].hits)
+            mine.update(self._repeated.get(contact, ()))
+        self._repeated |= rules
+        return {REPEATED + contact.encode(): b"".join(sorted(mine)) for contact, mine in rules.items()}
 
     def _decide(self, taken: intake.Taken) -> Decision:
         foreign: list[Message] = []
