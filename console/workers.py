@@ -44,6 +44,7 @@ class Workers:
         self._found_at = float("-inf")
         self._finding: asyncio.Task[list[str]] | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._silent: set[str] = set()
 
     async def start(self) -> None:
         timeout = aiohttp.ClientTimeout(total=ASK_SECONDS, connect=1.0)
@@ -95,14 +96,20 @@ class Workers:
         assert self._session is not None, "started before it is asked"
         try:
             async with self._session.get(url.rstrip("/") + path, params=query) as response:
-                if response.status != 200:
-                    log.warning("worker %s answered %s with status %s", url, path, response.status)
-                    return None
-                found = json.loads(await response.read())
-                return found if isinstance(found, dict) else None
+                body = await response.read()
+                found = json.loads(body) if response.status == 200 else None
+                why = f"status {response.status}"
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            log.warning("worker %s does not answer %s: %r", url, path, error)
+            found, why = None, str(error) or type(error).__name__
+        if not isinstance(found, dict):
+            if url not in self._silent:  # once, not with every question
+                log.warning("worker %s does not answer %s: %s", url, path, why)
+            self._silent.add(url)
             return None
+        if url in self._silent:
+            log.warning("worker %s answers", url)
+            self._silent.discard(url)
+        return found
 
 
 def joined(answers: list[dict[str, Any] | None]) -> Answers:
@@ -157,8 +164,9 @@ class GroupDirectory:
         except (KafkaError, TimeoutError, OSError) as error:
             log.warning("the group %s cannot be described: %r", self._group, error)
             return []
-        members = [member for answer in described for group in answer.groups for member in group.members]
-        urls = {url for member in members if (url := member_url(bytes(member.member_metadata or b"")))}
+        # the fields of a member depend on the version of the answer: of its two byte strings, metadata and assignment, only the first says a URL
+        members = [member for answer in described for group in answer.groups for member in group[5]]
+        urls = {url for member in members for part in member if isinstance(part, bytes) and (url := member_url(part))}
         if urls or not members:  # while the group rebalances, members are described without their URLs: the last ones are the best guess
             self._last = sorted(urls)
         return self._last
