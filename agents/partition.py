@@ -82,6 +82,7 @@ class Partition:
         self._works = 0
         self._stale = False
         self._repeat_to: dict[str, int] = {}
+        self._followed: dict[str, int] = {}  # source -> next offset not yet in RocksDB, since this owner is one
         self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
         self.pipeline: Pipeline | None = None
         self._load()
@@ -167,7 +168,8 @@ class Partition:
         c = self.context
         self._load()  # recovery may have brought some
         self._stale = False  # from here the changelog says so, by `frozen`
-        lost = IN_FLIGHT * c.chunk_records
+        self._followed = {}
+        lost = IN_FLIGHT * c.chunk_records  # beyond the furthest position that anybody wrote down
         self._repeat_to = {source: min(self.positions.get(source, 0) + lost, end) for source, end in ends.items()}
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
         self.building.reconcile()
@@ -195,7 +197,8 @@ class Partition:
         return True
 
     def _reflected(self, source: str) -> int:
-        return max(self.positions.get(source, 0), self.context.reflected(self.context.topics[source], self.number) or 0)
+        done = self.context.reflected(self.context.topics[source], self.number)
+        return max(self._followed.get(source, 0), done or 0)
 
     async def close(self) -> None:
         """Drops what is on its way and closes RocksDB."""
@@ -351,6 +354,8 @@ class Partition:
             for key in decision.records:
                 if overlay[key][1] == number:
                     del overlay[key]
+            if position is not None:
+                self._followed[position[0]] = position[1]
             self.building.settle()
 
         logged = list(decision.records.items())

@@ -136,16 +136,8 @@ class Partitions:
 
     def positions(self, partition: int) -> dict[str, int | None]:
         """The next offset of each source topic that the numbers do not reflect yet; None when it is not known."""
-        found = self._open[partition]
-        positions: dict[str, int | None] = {}
-        for source in SOURCES:
-            known = [
-                p
-                for p in (self._reflected(self.context.topics[source], partition), found.positions.get(source))
-                if p is not None
-            ]
-            positions[source] = max(known, default=None)
-        return positions
+        topics = self.context.topics
+        return {source: self._reflected(topics[source], partition) for source in SOURCES}
 
     def settle(self) -> None:
         """Lets complete views take over where nothing else wakes them (see `Building.settle`)."""

@@ -92,6 +92,7 @@ class Loopback:
         self.context = Context(
             partitions=partitions, data_dir=data_dir, memory=Memory(16), topics=TOPICS, outward=self.out, changelog=self.changelog,
             now_ms=lambda: now_ms, failed=self.failures.append, ahead_ms=0, max_merges=10_000, matcher=Matcher([]), catalog={},
+            reflected=lambda topic, partition: self.done.get((topic, partition), 0),
         )  # fmt: skip
         self.partitions: dict[int, Partition] = {}
         self.done: dict[tuple[str, int], int] = {}  # (topic, partition) -> committed offset
