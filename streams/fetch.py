@@ -78,6 +78,7 @@ def unpack(part: Any) -> list[Any]:
             rows += got if not got or got[0].offset >= offset else [row for row in got if row.offset >= offset]
         offset = batch.next_offset
     part.next_fetch_offset = offset
+    part._records_iterator = None  # it refers to `part`: the circle would keep a megabyte fetched until the garbage collector comes by
     return rows
 
 

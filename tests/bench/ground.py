@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.times import parse_ms
@@ -206,8 +206,13 @@ class Ground:
         """Back to activities and journeys alone: everything that a worker made of them goes."""
         admin = AdminClient(librdkafka_config(self.settings))
         made = [self.topic(spec.name) for spec in topics.TABLE if spec.name not in ("activities", "journeys")]
-        for future in [*admin.delete_topics(made).values(), *admin.delete_consumer_groups([self.settings.group]).values()]:
+        for future in admin.delete_topics(made).values():
             future.result()
+        try:
+            admin.delete_consumer_groups([self.settings.group])[self.settings.group].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:  # no worker came yet
+                raise
         while set(made) & set(admin.list_topics(timeout=15).topics):
             time.sleep(0.1)
         time.sleep(1.0)  # the broker forgets a topic a little after its name
