@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from schemas.journey import journey_json, parse_journey
+from schemas.journey import Journey, journey_json, parse_journey
 from state import records
 from state.decision import Batch, Decision
 from state.ledger import prefix_end
@@ -43,6 +43,11 @@ class Building:
         self.state: dict[bytes, str] = {}
         self.scans: dict[bytes, asyncio.Task[None]] = {}
         self._retirements: dict[bytes, asyncio.TimerHandle] = {}
+        self._wanted: dict[bytes, Journey] = {}  # what the catalogue asks for, by view id
+        self._beginning: list[View] = []  # in the changelog, about to be kept
+        self._unsettled: list[
+            tuple[View, list[View]]
+        ] = []  # the newest of a journey, and the versions it has not taken over from
 
     def load(self) -> None:
         """The views as they were last written."""
@@ -92,15 +97,20 @@ class Building:
     def _keep(self, views: Iterable[View]) -> None:
         """These are the views from now on: of each journey the newest speaks, in place of those that did before."""
         views = tuple(views)
+        versions: dict[str, list[View]] = {}
         for view in views:
-            others = [v for v in views if v.journey.id == view.journey.id and self.state[v.id] != OLD]
-            view.speaks = bool(others) and max(others, key=self._newness) is view
-            view.follow(v for v in others if view.speaks and v is not view)
+            view.speaks = False
+            if self.state[view.id] != OLD:
+                versions.setdefault(view.journey.id, []).append(view)
+        self._unsettled = []
+        for found in versions.values():
+            newest = max(found, key=lambda view: (view.id in self._wanted, view.journey.version or 0))
+            others = [view for view in found if view is not newest]
+            newest.speaks = True
+            newest.follow(others)
+            if others or not newest.told:
+                self._unsettled.append((newest, others))
         self.kept = Views(views)
-
-    def _newness(self, view: View) -> tuple[bool, int]:
-        wanted = self._partition.context.catalog.get(view.journey.id)
-        return wanted is not None and view_id(wanted) == view.id, view.journey.version or 0
 
     def reconcile(self) -> None:
         """Brings the views to what the catalogue of journeys says: new versions are built beside the live ones, deleted journeys go."""
@@ -108,7 +118,7 @@ class Building:
         if pipeline is None:
             return
         catalog = self._partition.context.catalog
-        wanted = {view_id(journey): journey for journey in catalog.values()}
+        wanted = self._wanted = {view_id(journey): journey for journey in catalog.values()}
         again = [v for v in self.kept.all if v.id in wanted and self.state[v.id] == OLD]  # an edit was undone
         self._drop([v for v in self.kept.all if v.journey.id not in catalog or v in again])
         for id_, journey in wanted.items():
@@ -127,14 +137,21 @@ class Building:
 
         def then(offset: int | None) -> None:
             commit(offset)
-            if view.id in self.state:
-                self._keep([*self.kept.all, view])
-                self._work_on()
+            if not self._beginning:
+                asyncio.get_running_loop().call_soon(self._begin)
+            self._beginning.append(view)
 
         return then
 
+    def _begin(self) -> None:
+        if self._partition.pipeline is None:
+            return  # closed meanwhile
+        views, self._beginning = [view for view in self._beginning if view.id in self.state], []
+        self._keep([*self.kept.all, *views])
+        self._work_on()
+
     def _work_on(self) -> None:
-        wanted = {view_id(journey) for journey in self._partition.context.catalog.values()}
+        wanted = self._wanted
         for view in self.kept.all:
             state = self.state[view.id]
             if state == OLD:
@@ -232,24 +249,27 @@ class Building:
         if pipeline is None:
             return
         repeated = self._partition.repeated()
-        for view in self.kept.all:
-            if not view.speaks or self.state.get(view.id) != LIVE or not (view.told or repeated):
-                continue
-            before = [v for v in self.kept.all if v.journey.id == view.journey.id and v is not view and self.state[v.id] != OLD]
-            if view.told and not before:
-                continue
+        ready = [
+            (view, others)
+            for view, others in self._unsettled
+            if self.state.get(view.id) == LIVE and (view.told or repeated)
+        ]
+        if not ready:
+            return
+        entries: dict[bytes, bytes | None] = {}
+        for view, others in ready:
             view.told = True
-            entries = dict([self._view_entry(view)])
-            for old in before:
+            entries.update([self._view_entry(view)])
+            for old in others:
                 if self.state[old.id] == LIVE:
                     self.state[old.id] = OLD
                     entries.update([self._view_entry(old)])
-            work = self._partition.work(Decision(entries, [], [], [], {}, {}))
-            work.took_room = False
-            pipeline.add(work)
-            self._keep(self.kept.all)
-            self._drop([old for old in before if self.state[old.id] == BUILDING])
-            self._work_on()
+        work = self._partition.work(Decision(entries, [], [], [], {}, {}))
+        work.took_room = False
+        pipeline.add(work)
+        self._keep(self.kept.all)
+        self._drop([old for _, others in ready for old in others if self.state[old.id] == BUILDING])
+        self._work_on()
 
     def _retire(self, view: View) -> None:
         if view.id not in self._retirements:

@@ -176,6 +176,8 @@ class Partition:
 
     def repeated(self) -> bool:
         """Whether everything that the owner before may have had on its way has come again, and the truth of it is announced."""
+        if not self._repeat_to and not self._repeated:
+            return True
         for source in [s for s, to in self._repeat_to.items() if self._reflected(s) >= to]:
             del self._repeat_to[source]
         if self._repeat_to:
