@@ -233,7 +233,7 @@ def _facts(app: FastAPI, backend: Backend) -> None:
                 openapi_extra=request_body(items),
                 name=f"send_{name}",
                 summary=f"Send {name}",
-                description="What is taken is on the topic before the answer; what is refused is listed with its index and reason.",
+                description=f"Sends {name}. What is taken is on the topic before the answer; what is refused is listed with its index and reason.",
             )
             async def send(request: Request) -> Any:
                 return await take(name, request)

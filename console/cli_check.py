@@ -10,8 +10,8 @@ from rich.text import Text
 from streams.settings import Settings
 
 from .cli_send import bar
-from .client import Client, with_api
-from .options import BROKER, Failed, connectable, err, json_flag, out, print_json, settings_flags, table
+from .client import Client, with_api, with_broker
+from .options import BROKER, Failed, err, json_flag, out, print_json, settings_flags, table
 
 SHOWN = 50
 
@@ -31,7 +31,7 @@ def check(ids: tuple[str, ...], timeout: float, settings: Settings, api: Client,
 
     from .check import lines, run
 
-    connectable(settings)
+    settings = with_broker(settings, api)
     with bar(counted=True) as progress:
         task = progress.add_task("waiting for the workers", total=None)
 

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from streams.settings import Settings
 
+from .client import with_broker
 from .facts import KINDS
-from .options import BROKER, Failed, Misused, connectable, err, json_flag, out, print_json, settings_flags
+from .options import BROKER, Failed, Misused, err, json_flag, out, print_json, settings_flags
 
 SHOWN_BAD = 100
 
@@ -32,8 +33,8 @@ def send(kind: str, file: str, settings: Settings, as_json: bool) -> None:
     """
     from .sending import CannotSend, Sender, lines, partition_count
 
-    connectable(settings)
     with _opened(file) as (source, size):
+        settings = with_broker(settings)
         try:
             sender = Sender(settings, KINDS[kind], partition_count(settings, KINDS[kind]))
         except CannotSend as error:

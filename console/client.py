@@ -12,7 +12,7 @@ import httpx
 
 from streams.settings import Settings
 
-from .options import Failed, load
+from .options import Failed, connectable, load
 
 F = TypeVar("F", bound=Callable[..., Any])
 TIMEOUT_SECONDS = 30.0
@@ -79,6 +79,20 @@ def api_address(settings: Settings) -> str:
     """Where the console of these settings answers."""
     host = ANY_HOST.get(settings.console_host, settings.console_host)
     return f"http://[{host}]:{settings.console_port}" if ":" in host else f"http://{host}:{settings.console_port}"
+
+
+def with_broker(settings: Settings, api: Client | None = None) -> Settings:
+    """*settings* with the broker that the console uses, where they name none: the embedded broker's address is known to nobody else.
+
+    Raises `Misused` when there is neither.
+    """
+    if settings.broker:
+        return settings
+    try:
+        bootstrap = (api or Client(api_address(settings))).call("GET", "/api/health")["broker"]["bootstrap"]
+    except Failed:
+        return connectable(settings)
+    return settings.replaced("console", broker=bootstrap)
 
 
 def with_api(command: F) -> F:

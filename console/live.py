@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from typing import Any
 
+from agents import metrics
+
 from .errors import ApiError, error_body
 
 INTERVAL_SECONDS = 0.25
@@ -42,6 +44,7 @@ class Live:
         """Events of what *fetch* gives, as they change, until *gone*. Listeners of one *key* share one poller."""
         feed = self._feeds.setdefault(key, _Feed())
         feed.listeners += 1
+        metrics.LIVE_STREAMS.inc()
         if feed.task is None:
             feed.task = asyncio.create_task(_poll(feed, fetch))
         try:
@@ -58,6 +61,7 @@ class Live:
                         yield b": still here\n\n"
         finally:
             feed.listeners -= 1
+            metrics.LIVE_STREAMS.dec()
             if feed.listeners == 0:
                 self._feeds.pop(key, None)
                 feed.task.cancel()

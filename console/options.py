@@ -86,12 +86,13 @@ def load(flags: dict[str, Any]) -> Settings:
         raise Misused(str(error)) from None
 
 
-def connectable(settings: Settings) -> None:
-    """Fails early, with the way out, when no broker is named."""
+def connectable(settings: Settings) -> Settings:
+    """*settings*. Fails early, with the way out, when they name no broker."""
     try:
         settings.bootstrap  # noqa: B018 it raises
     except SettingsError as error:
         raise Misused(str(error)) from None
+    return settings
 
 
 def _metavar(kind: str) -> str:

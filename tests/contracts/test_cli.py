@@ -30,7 +30,7 @@ class Done(NamedTuple):
 
 def run(*argv: str, environ: dict[str, str] | None = None, stdin: str = "") -> Done:
     """In this process, which is as good and quicker; `process` is for what cannot be."""
-    unset: dict[str, str | None] = {name: None for name in os.environ if name.startswith("WAYPOST_")}
+    unset: dict[str, str | None] = {name: None for name in os.environ if name.startswith("WAYPOST_") and not name.startswith("WAYPOST_TEST_")}
     done = CliRunner().invoke(cli, argv, input=stdin, env={**unset, **(environ or {})})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -38,7 +38,7 @@ def run(*argv: str, environ: dict[str, str] | None = None, stdin: str = "") -> D
 
 
 def process(*argv: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_")}
+    clean = {name: value for name, value in os.environ.items() if name.startswith("WAYPOST_TEST_") or not name.startswith("WAYPOST_")}
     return subprocess.run(
         [sys.executable, "-m", "console", *argv], env={**clean, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
     )

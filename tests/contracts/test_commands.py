@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environ() -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_")}
+    clean = {name: value for name, value in os.environ.items() if name.startswith("WAYPOST_TEST_") or not name.startswith("WAYPOST_")}
     return {**clean, "PYTHONPATH": str(ROOT)}
 
 

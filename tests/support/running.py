@@ -34,7 +34,7 @@ class Waypost:
     @property
     def environ(self) -> dict[str, str]:
         """For other commands on the same topics."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_")}
+        clean = {name: value for name, value in os.environ.items() if name.startswith("WAYPOST_TEST_") or not name.startswith("WAYPOST_")}
         return {**clean, **self.settings.environment(), "WAYPOST_CONSOLE_PORT": str(self.port), "COLUMNS": "200"}
 
     def __enter__(self) -> Self:
