@@ -1,0 +1,87 @@
+"""The main job on a real broker: the shop's facts in adverse orders give the oracle's numbers, lists, names and stage changes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from console.shop import JOURNEY, shop
+from schemas.journey import journey_json
+from tests.conftest import Broker
+from tests.support.group import NESTED, WORDS, Group
+
+SHOP = shop()
+ERASED = "user_0031"
+
+
+def keyed(lines: list[bytes], field: str = "contact_id") -> list[tuple[str | None, bytes | None]]:
+    return [(json.loads(line)[field], line) for line in lines]
+
+
+ACTIVITIES, MERGES, CONTACTS = keyed(SHOP.activities), keyed(SHOP.merges, "from"), keyed(SHOP.contacts)
+
+
+@pytest.fixture
+def group(broker: Broker, prefix: str, tmp_path: Path) -> Iterator[Group]:
+    with Group(broker.bootstrap, prefix, tmp_path, embedded=broker.kind == "embedded", session_timeout_seconds=6) as group:
+        group.start()
+        group.open_console()
+        for journey in (JOURNEY, journey_json(NESTED), journey_json(WORDS)):
+            group.apply(journey)
+        yield group
+
+
+def in_order(group: Group) -> None:
+    for source, facts in (("contacts", CONTACTS), ("activities", ACTIVITIES), ("contact-merges", MERGES)):
+        group.send(source, facts)
+
+
+def merges_first_and_activities_backwards(group: Group) -> None:
+    for source, facts in (("contact-merges", MERGES), ("activities", ACTIVITIES[::-1]), ("contacts", CONTACTS[::-1])):
+        group.send(source, facts)
+
+
+def everything_twice(group: Group) -> None:
+    r = random.Random(2)
+    for source, facts in (("activities", ACTIVITIES), ("contact-merges", MERGES), ("contacts", CONTACTS)):
+        group.send(source, r.sample(facts * 2, 2 * len(facts)))
+
+
+def all_of_one_contact_last(group: Group) -> None:
+    last = MERGES[0][0]
+    for source, facts in (("activities", ACTIVITIES), ("contact-merges", MERGES), ("contacts", CONTACTS)):
+        group.send(source, [fact for fact in facts if fact[0] != last])
+    for source, facts in (("contact-merges", MERGES), ("activities", ACTIVITIES)):
+        group.send(source, [fact for fact in facts if fact[0] == last])
+
+
+@pytest.mark.parametrize("order", [in_order, merges_first_and_activities_backwards, everything_twice, all_of_one_contact_last])
+def test_facts_in_any_order_give_what_the_oracle_says(group: Group, order) -> None:  # type: ignore[no-untyped-def]
+    order(group)
+    group.verify()
+    stages = group.http.get(f"/api/journeys/{JOURNEY['id']}/results").json()["stages"]
+    assert stages[0]["converted"] == 586
+    group.send("contacts", [(ERASED, None)])  # a person is erased, and what came before stays gone
+    group.send("activities", [fact for fact in ACTIVITIES if fact[0] in {m[0] for m in MERGES if ERASED in str(m[1])}])
+    group.verify()
+    stages = group.http.get(f"/api/journeys/{JOURNEY['id']}/results").json()["stages"]
+    assert stages[0]["converted"] == 585
+
+
+@pytest.mark.kafka
+def test_an_edit_that_reuses_known_rules_is_built_beside_the_old_version_and_equals_the_oracle(kafka: str, prefix: str, tmp_path: Path) -> None:
+    with Group(kafka, prefix, tmp_path, session_timeout_seconds=6) as group:
+        group.start()
+        group.open_console()
+        group.apply(JOURNEY)
+        in_order(group)
+        group.verify()
+        edited = {**JOURNEY, "stages": [JOURNEY["stages"][0], JOURNEY["stages"][2], JOURNEY["stages"][1]]}
+        group.apply(edited)
+        report = group.verify()
+        assert report.journeys == [JOURNEY["id"]]
+        assert group.http.get(f"/api/journeys/{JOURNEY['id']}").json()["version"] == 2
