@@ -70,7 +70,10 @@ def worker(settings: Settings) -> None:
     connectable(settings)
     from agents.worker import main as run
 
+    from .topics import require
+
     log_to(settings, sys.stderr)
+    require(settings)
     sys.exit(run(settings))
 
 
@@ -80,8 +83,10 @@ def console(settings: Settings) -> None:
     """The HTTP API, alone. Stateless: run as many as you like."""
     connectable(settings)
     from .server import run
+    from .topics import require
 
     log_to(settings, sys.stderr)
+    require(settings)
     sys.exit(run(settings))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from streams import topics
+from streams import reader, topics
 from streams.settings import Settings
 
 from .options import Failed, out, print_json, table
@@ -34,3 +34,16 @@ def report(settings: Settings, only_check: bool, as_json: bool) -> None:
         raise Failed("\n".join(wrong))
     if wrong:
         sys.exit(1)
+
+
+def require(settings: Settings) -> None:
+    """Raises `Failed` unless all topics are there, with the partitions that the settings say: a broker may make a missing one by itself, wrong."""
+    try:
+        there = reader.partitions_of_topics(settings, list(topics.names(settings).values()))
+    except reader.ReaderError as error:
+        raise Failed(str(error)) from None
+    for spec in topics.TABLE:
+        name = topics.topic_name(settings, spec.name)
+        count, wanted = sum(topic == name for topic, _ in there), spec.partitions(settings)
+        if count != wanted:
+            raise Failed(f"topic {name} has {count} partitions, but should have {wanted}; `waypost topics --check` says what to do")

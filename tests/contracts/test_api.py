@@ -430,6 +430,22 @@ def test_live_tells_results_when_they_change(waypost: Waypost, name: str) -> Non
         assert count <= 4 * (time.monotonic() - began) + 2
 
 
+def test_a_listener_that_leaves_is_forgotten(waypost: Waypost, name: str) -> None:
+    put(waypost, journey(name, "a"))
+    waypost.settled(name)
+
+    def listeners() -> int:
+        (line,) = [one for one in waypost.http.get("/metrics").text.splitlines() if one.startswith("waypost_live_streams ")]
+        return int(float(line.split()[1]))
+
+    waypost.until(lambda: listeners() == 0)
+    with waypost.http.stream("GET", f"/api/journeys/{name}/live") as one, waypost.http.stream("GET", f"/api/journeys/{name}/live") as other:
+        lines = [one.iter_lines(), other.iter_lines()]  # kept: a stream whose lines nobody wants any more is closed
+        assert [next(one) for one in lines] == ["retry: 1000"] * 2
+        assert listeners() == 2
+    waypost.until(lambda: listeners() == 0)
+
+
 def test_live_tells_that_the_journey_is_gone(waypost: Waypost, name: str) -> None:
     put(waypost, journey(name, "a"))
     waypost.settled(name)

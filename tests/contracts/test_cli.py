@@ -145,6 +145,15 @@ def test_topics_are_checked(waypost: Waypost) -> None:
 
 
 @pytest.mark.embedded
+def test_workers_and_consoles_do_not_start_on_topics_that_are_not_right(waypost: Waypost) -> None:
+    for command in ("worker", "console"):
+        missing = on(waypost, command, "--topic-prefix", "other.")
+        assert (missing.returncode, "other.activities is missing; make it with `waypost topics`" in missing.stderr) == (1, True)
+        wrong = on(waypost, command, "--partitions", "3")
+        assert (wrong.returncode, "has 4 partitions, but should have 3" in wrong.stderr) == (1, True)
+
+
+@pytest.mark.embedded
 def test_a_journey_from_file_to_results(waypost: Waypost, name: str, tmp_path: Path) -> None:
     first, second = tmp_path / "one.yaml", tmp_path / "two.json"
     first.write_text(yaml.safe_dump(journey(name, "a", "b")))
