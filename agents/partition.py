@@ -34,7 +34,7 @@ from .pipeline import Changelog, OutRecord, Outward, Pipeline, Work
 
 log = logging.getLogger(__name__)
 
-POSITION, REPEATED = b"p", b"r"
+POSITION, REPEATED, LEFT = b"p", b"r", b"h"
 CHANGELOG_POSITION = POSITION + b"changelog"
 IN_FLIGHT = 6  # decisions of a partition on their way to the broker and to RocksDB
 SOURCES = ("activities", "contact-merges", "contacts", "handoffs")
@@ -134,16 +134,23 @@ class Partition:
         keys = list(last)
         before = self.ledger.get_many(keys)
         joined = dict(zip(keys, before, strict=True))
+        left: dict[bytes, bytes] = {}
         for record in changes:
             if record.key in joined:
-                joined[record.key] = records.join(record.key, joined[record.key], record.value)
+                old = joined[record.key]
+                joined[record.key] = records.join(record.key, old, record.value)
+                lost = records.lost(record.key, old, record.value)
+                if lost is not None:
+                    key = LEFT + record.key
+                    left[key] = records.join(record.key, left.get(key) or self.ledger.get(key), lost) or lost
         metrics.RECOVERED_RECORDS.inc(len(changes))
         stale = [key for key in keys if joined[key] != last[key]]
         self._stale = self._stale or bool(stale)
         # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
         position = [] if self._stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
         views = self._restore_views(joined) if self.views.all else []
-        self.ledger.write([*joined.items(), *views, *(entry for entry in told if entry is not None), *position])
+        entries = (entry for entry in told if entry is not None)
+        self.ledger.write([*joined.items(), *views, *entries, *left.items(), *position])
         return stale
 
     def _restore_views(self, joined: dict[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
@@ -172,7 +179,24 @@ class Partition:
         lost = IN_FLIGHT * c.chunk_records  # beyond the furthest position that anybody wrote down
         self._repeat_to = {source: min(self.positions.get(source, 0) + lost, end) for source, end in ends.items()}
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
+        self._hand_on()
         self.building.reconcile()
+
+    def _hand_on(self) -> None:
+        """Sends on what recovery found behind aliases: where a stale writer made a contact an alias, its owner may have known more of it by then."""
+        found: dict[str, dict[bytes, bytes]] = {}
+        for key, value in self.ledger.scan(LEFT):
+            found.setdefault(key[2:].decode(), {})[key[1:2]] = value
+        if not found:
+            return
+        batch = Batch(self.views, self.reader([*found]), self.is_here, self.context.max_merges)
+        for contact, left in found.items():
+            batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
+        gone = [(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left]
+        work = self.work(batch.decide(), also=gone)
+        work.took_room = False
+        assert self.pipeline is not None
+        self.pipeline.add(work)
 
     def repeated(self) -> bool:
         """Whether everything that the owner before may have had on its way has come again, and the truth of it is announced."""

@@ -18,6 +18,7 @@ import msgspec
 
 from .evidence import HIT_BYTES, Evidence
 from .identity import Identity, Merge, Profile
+from .messages import MERGE, Join
 
 EVIDENCE, IDENTITY = b"e", b"i"
 VERSION = 1
@@ -141,3 +142,25 @@ def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
     other = decode_identity(identity.holder, new)
     identity.join(other.members, other.merges, other.profiles, other.erased_at_ms)
     return encode_identity(identity)
+
+
+def lost(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
+    """What the join of *old* and *new* leaves out: the holder's record where the other is an alias's, the identity where the other is a tombstone."""
+    if old is None or old == new:
+        return None
+    if key[:1] == IDENTITY:
+        return old if new is None else None
+    if new is None:
+        return None
+    was, now = pointer_of(old) is not None, pointer_of(new) is not None
+    return None if was == now else new if was else old
+
+
+def left_behind(contact: str, evidence: bytes | None, identity: bytes | None) -> Join:
+    """The message that brings what was left out to whoever holds it now; addressed to *contact*, which forwards it. Facts join, so twice is once."""
+    known = Evidence() if evidence is None else decode_evidence(evidence)[0]
+    who = Identity(contact) if identity is None else decode_identity(contact, identity)
+    return Join(
+        contact, known.hits, known.marked, tuple(sorted(who.members)), tuple(sorted(who.merges)), who.profiles,
+        who.erased_at_ms, cause=MERGE,
+    )  # fmt: skip
