@@ -20,7 +20,7 @@ from .facts import Good
 from .results import Ends
 
 ASK_SECONDS = 5.0
-SEND_SECONDS = 30.0
+SEND_SECONDS = 15.0
 AT_ONCE = 2000  # records handed to the producer before their acknowledgements are waited for
 
 

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from console.server import serve
 from schemas.journey import Journey, parse_journey
 from streams import topics
 from streams.settings import Settings, aiokafka_kwargs
+from tests.support.kafka import KafkaBroker
 
 
 def journey(id_: str, says: str) -> Journey:
@@ -146,6 +148,30 @@ async def test_a_sum_of_some_partitions_is_never_shown(nobody_there: Settings) -
         taken = await client.post("/api/activities", json=[{"contact_id": "ada", "type": "x", "at": 1}])
         assert (taken.status_code, taken.json()["taken"]) == (202, 1)  # what comes in is safe, whoever is away
         assert (await client.get("/readyz")).status_code == 200
+
+
+@pytest.mark.kafka
+async def test_a_broker_that_is_away_is_told_and_its_return_noticed(tmp_path: Path, prefix: str) -> None:
+    broker = KafkaBroker(tmp_path / "kafka", heap_mb=256)
+    bootstrap = await asyncio.to_thread(broker.start)
+    settings = Settings.load({"broker": bootstrap, "topic_prefix": prefix, "workers": "http://127.0.0.1:9"}, environ={})
+    body = {"name": "x", "stages": [{"name": "a", "condition": {"any": [{"rule": "became_member"}]}}]}
+    try:
+        await asyncio.to_thread(topics.provision, settings)
+        async with console(settings) as client:
+            assert (await client.put("/api/journeys/x", json=body)).status_code == 201
+            await asyncio.to_thread(broker.kill)
+            assert (await client.get("/readyz")).status_code == 503
+            answer = await client.get("/api/journeys/x/results")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+            assert (await client.get("/api/journeys")).json()["journeys"][0]["id"] == "x"  # what it knows, it knows
+            await asyncio.to_thread(broker.start)
+            async with asyncio.timeout(30):
+                while (await client.get("/readyz")).status_code != 200:
+                    await asyncio.sleep(0.2)
+            assert (await client.put("/api/journeys/x", json={**body, "name": "y"})).json()["version"] == 2
+    finally:
+        await asyncio.to_thread(broker.kill)
 
 
 @pytest.mark.embedded
