@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -17,15 +18,16 @@ from unittest.mock import patch
 
 import agents.building
 import agents.partition
+import state.views
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
 from state.matching import Matcher
-from state.progress import rules_of
+from state.progress import Projection, rules_of
 from state.views import group_key, index_prefix
 from streams.partitioner import partition_of
 
 from .doubles import Disk, Loop, MemoryLedger
-from .history import RULES, Plan
+from .history import RULES, Plan, journey
 
 NOW_MS = 1_900_000_000_000
 TOPICS = {name: name for name in (*SOURCES, "stage-changes", "rejected", "totals")}
@@ -442,13 +444,20 @@ class Cluster:
                 self.drop(worker, p)
 
 
+@lru_cache(maxsize=20_000)
+def projection(journey: Journey) -> Projection:
+    """Making one is dear, and the same few come again and again."""
+    return Projection(journey)
+
+
 @contextmanager
 def with_doubles(seed: int) -> Iterator[None]:
     """Partitions open ledgers in memory, and have few decisions on their way and small scan steps."""
     rng = Random(seed)
-    in_flight = rng.choice((1, 2, 6))
+    in_flight, contacts = rng.choice((1, 2, 6)), rng.choice((1, 2, 1000))
     with (
         patch.multiple(agents.partition, Ledger=MemoryLedger, IN_FLIGHT=in_flight),
-        patch.multiple(agents.building, SCAN_CONTACTS=rng.choice((1, 2, 1000))),
+        patch.multiple(agents.building, SCAN_CONTACTS=contacts, parse_journey=journey),
+        patch.object(state.views, "Projection", projection),
     ):
         yield

@@ -19,13 +19,22 @@ from state.identity import Identity
 from state.messages import Join, Unite
 from state.progress import Reached
 
+from .cluster import projection
+
 Mutation = Callable[[], AbstractContextManager[Any]]
 MUTATIONS: dict[str, Mutation] = {}
 
 
 def mutation(make: Callable[[], Iterator[None]]) -> Mutation:
     """Registers a fault under its name."""
-    found = contextmanager(make)
+
+    @contextmanager
+    def found() -> Iterator[None]:
+        projection.cache_clear()  # made by the engine as it was
+        with contextmanager(make)():
+            yield
+        projection.cache_clear()
+
     MUTATIONS[make.__name__.replace("_", " ")] = found
     return found
 
