@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
+from streams import transport
 from streams.app import App, WorkerCrashed, run_app
 from streams.partitioner import partition_of
 from streams.seam import Fenced
@@ -169,6 +170,19 @@ async def test_what_was_in_flight_comes_again_after_a_rebalance_even_when_nothin
             assert [second.reflected(topic, p) for p in two.active] == [100, 100]
         await until(lambda: len(one.active) == 4 and first.serving)
         await until(lambda: [first.reflected(topic, p) for p in range(4)] == [100] * 4)
+
+
+async def test_a_take_that_was_waiting_when_reading_ended_takes_nothing_away(
+    broker: Broker, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "TAKE_WAIT_S", 10.0)
+    make_topics(broker.bootstrap, prefix)
+    async with running(broker.bootstrap, prefix, tmp_path) as (app, partitions):
+        await app._stop_fetcher()  # as at every rebalance; the consumer's thread still waits
+        await write(broker.bootstrap, prefix + "activities", [b"1"])
+        await asyncio.sleep(1)
+        await app._fetcher.maybe_start()
+        await until(lambda: [record.value for record in partitions.records()] == [b"1"])
 
 
 async def test_a_partition_whose_work_stands_still_is_not_fetched_further_and_others_go_on(kafka: str, prefix: str, tmp_path: Path) -> None:
