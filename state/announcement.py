@@ -120,7 +120,7 @@ def differences(
         now = after[k] if k < len(after) else None
         was = [said[k].at if k < len(said) else None for said in known] or [None]
         at = None if now is None else now.at
-        if not unknown and all(before == at for before in was):
+        if not unknown and was.count(at) == len(was):
             continue
         previous = next((before for before in was if before is not None), None)
         change = "left" if now is None else "reached" if previous is None or previous == at else "moved"

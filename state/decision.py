@@ -27,7 +27,7 @@ from .evidence import Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Part, Said, Unite
 from .progress import Progress
-from .totals import Cell, contribution
+from .totals import Cell, agreed, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
 
 MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
@@ -171,16 +171,21 @@ class Batch:
         changed = [fact for fact in new if add(*fact)]
         if not changed:
             return
-        by_rule = self._views.by_rule
         rule, last = changed[-1]
+        single = len(changed) == 1
         concerned: Iterable[View] = (
-            by_rule.get(rule, ()) if len(changed) == 1 else self._views.concerned(r for r, _ in changed)
+            self._views.by_rule.get(rule, ()) if single else self._views.concerned(r for r, _ in changed)
         )
-        holder = key[1:]
+        holder, marked = key[1:], evidence.marked
         for view in concerned:
-            after, before = view.project(hits), view.project(before_hits)
+            before = view.project(before_hits)
             settled = view.settled(holder)
-            if after == before and settled and not evidence.marked:
+            if settled and not marked:
+                unmoved = view.projection.unmoved
+                if unmoved(before, rule, last) if single else all(unmoved(before, *fact) for fact in changed):
+                    continue
+            after = view.project(hits)
+            if after == before and settled and not marked:
                 continue
             if view.speaks:
                 spoken: list[Spoken] = (
@@ -190,8 +195,9 @@ class Batch:
                 said = differences(view, spoken, contact, after, ACTIVITY, ids[last], arrived)
                 self._decision.changes.extend(said)
             if view.includes(holder):
-                self._place(view, contact, (contact, (), before, bool(before_marked & view.rules)), -1)
-                self._place(view, contact, (contact, (), after, bool(evidence.marked & view.rules)), 1)
+                same = 0 if marked else agreed(before, after)
+                self._place(view, contact, (contact, (), before, bool(before_marked & view.rules)), -1, same)
+                self._place(view, contact, (contact, (), after, bool(marked & view.rules)), 1, same)
         self._decision.records[key] = records.encode_evidence(evidence, False)
 
     def deliver(self, message: Message) -> None:
@@ -449,13 +455,18 @@ class Batch:
                     view, person.contact, (shown.name, shown.groups, before, bool(shown.marked & view.rules)), -1
                 )
 
-    def _place(self, view: View, holder: str, at: tuple[str, tuple[str, ...], Progress, bool], count: int) -> None:
-        """Adds (*count* 1) or takes away (-1) what a person contributes to a view: index entries and totals."""
+    def _place(
+        self, view: View, holder: str, at: tuple[str, tuple[str, ...], Progress, bool], count: int, since: int = 0
+    ) -> None:
+        """Adds (*count* 1) or takes away (-1) what a person contributes to a view: index entries and totals.
+
+        The totals of the first *since* stages are left alone: where they stay the same, they need not be taken away and added again.
+        """
         name, groups, progress, marked = at
-        cells = contribution(progress)
+        cells = contribution(progress, since)
         if marked:
             cells.append(("m", 0, 0))
-        if not cells:
+        if not progress and not cells:
             return
         value = None if count < 0 else b""
         entries, totals = self._decision.entries, self._decision.totals.setdefault(view.id, {})

@@ -27,6 +27,7 @@ class Reached(NamedTuple):
         return moment_ms(self.at)
 
 
+_new = tuple.__new__  # makes a Reached in half the time that Reached() takes
 Progress = tuple[Reached, ...]
 Met = Callable[[Hits, bytes, tuple[bytes, ...]], "Reached | None"]  # (hits, not before, activities spent) -> moment
 
@@ -50,7 +51,7 @@ def _rule(key: bytes) -> Met:
         while i < len(blob):
             hit = blob[i : i + HIT_BYTES]
             if hit not in spent:
-                return Reached(hit[:8], (hit,))
+                return _new(Reached, (hit[:8], (hit,)))
             i += HIT_BYTES
         return None
 
@@ -110,7 +111,7 @@ def rules_of(what: Journey | Condition | Rule) -> list[Rule]:
 class Projection:
     """A journey made ready to be projected many times: `project(hits)` is the pure function of the design."""
 
-    __slots__ = ("_stages", "journey", "rules", "stage_rules")
+    __slots__ = ("_asking", "_stages", "journey", "rules", "stage_rules")
 
     def __init__(self, journey: Journey, key: RuleKey = rule_key) -> None:
         self.journey = journey
@@ -119,6 +120,9 @@ class Projection:
         ]
         self.rules: Mapping[bytes, Rule] = {k: rule for stage in self.stage_rules for k, rule in stage.items()}
         self._stages = [compile_condition(stage.condition, key) for stage in journey.stages]
+        self._asking = {
+            rule: tuple(k for k, of_stage in enumerate(self.stage_rules) if rule in of_stage) for rule in self.rules
+        }  # rule -> the stages that ask for it, from 0, in order
 
     def project(self, hits: Hits) -> Progress:
         """Reach moments of the stages that *hits* allow, in order; shorter than the journey when the contact is on the way."""
@@ -133,6 +137,23 @@ class Projection:
             after = found.at
             spent += found.met_by
         return tuple(reached)
+
+    def unmoved(self, progress: Progress, rule: bytes, hit: bytes) -> bool:
+        """True when one more *hit* of *rule* leaves *progress*, that of the hits so far, as it is. False says nothing.
+
+        A stage that asks for the rule looks at hits from the moment of the stage before on, and at none after the moment at which it was reached;
+        stages beyond the next one look at nothing yet. Most hits are of no consequence, so that this saves a projection.
+        """
+        at, reached = hit[:8], len(progress)
+        for k in self._asking.get(rule, ()):
+            if k > reached:
+                break
+            if k and at < progress[k - 1].at:
+                continue
+            if k < reached and at > progress[k].at:
+                continue
+            return False
+        return True
 
     def missing(self, hits: Hits) -> list[Rule]:
         """The rules of the next stage that the contact has not met since its last stage; empty when the journey is complete."""

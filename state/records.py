@@ -16,7 +16,7 @@ import struct
 
 import msgspec
 
-from .evidence import HIT_BYTES, Evidence
+from .evidence import HIT_BYTES, NOTHING_MARKED, Evidence
 from .identity import Identity, Merge, Profile
 from .messages import MERGE, Join
 
@@ -75,16 +75,16 @@ def decode_evidence(record: bytes) -> tuple[Evidence, bool]:
     if version != VERSION:
         raise UnknownVersion(f"evidence record of version {version}; this program reads version {VERSION}")
     hits: dict[bytes, bytes] = {}
-    marked: set[bytes] = set()
+    marked = NOTHING_MARKED
     at = 4 + n * 10
     for rule, count in _RULE.iter_unpack(record[4:at]):
         if count & MARKED:
-            marked.add(rule)
+            marked |= {rule}
         end = at + (count & COUNT) * HIT_BYTES
         hits[rule] = record[at:end]
         at = end
     assert at == len(record), "an evidence record is exactly as long as its head says"
-    return Evidence(hits, frozenset(marked)), bool(flags & HAS_IDENTITY)
+    return Evidence(hits, marked), bool(flags & HAS_IDENTITY)
 
 
 def encode_identity(identity: Identity) -> bytes:

@@ -39,11 +39,11 @@ def wait_seconds(bucket: int) -> int:
     return (bucket & 0xFFFFFFFF) << (bucket >> 32)
 
 
-def contribution(progress: Progress) -> list[Cell]:
-    """The cells that a person with this progress adds one to."""
+def contribution(progress: Progress, since: int = 0) -> list[Cell]:
+    """The cells that a person with this progress adds one to; without those of the first *since* stages."""
     cells: list[Cell] = []
-    previous_ms = None
-    for stage, reached in enumerate(progress, 1):
+    previous_ms = progress[since - 1].at_ms if since else None
+    for stage, reached in enumerate(progress[since:], since + 1):
         at_ms = reached.at_ms
         cells.append(("r", stage, 0))
         cells.append(("d", stage, at_ms // DAY_MS))
@@ -51,6 +51,16 @@ def contribution(progress: Progress) -> list[Cell]:
             cells.append(("w", stage, wait_bucket(at_ms - previous_ms)))
         previous_ms = at_ms
     return cells
+
+
+def agreed(a: Progress, b: Progress) -> int:
+    """How many stages, from the first on, both have reached at the same moments: what these contribute is the same."""
+    stages = 0
+    for mine, theirs in zip(a, b, strict=False):
+        if mine.at != theirs.at:
+            break
+        stages += 1
+    return stages
 
 
 def add(totals: dict[Cell, int], cells: Iterable[Cell], count: int) -> None:

@@ -48,6 +48,19 @@ def test_what_must_hold_of_any_progress(journey: Journey, done: list[Activity]) 
         assert not others & set(reached.met_by), "no activity meets two stages"
 
 
+@settings(max_examples=400, deadline=None)
+@given(journeys(), st.lists(activities(), max_size=14))
+def test_a_hit_that_moves_nothing_moves_nothing(journey: Journey, done: list[Activity]) -> None:
+    projection, evidence = Projection(journey), evidence_of(journey, [])
+    for activity in done:
+        for rule, one in evidence_of(journey, [activity]).hits.items():
+            before = projection.project(evidence.hits)
+            unmoved = projection.unmoved(before, rule, one)
+            new = evidence.add(rule, one)
+            after = projection.project(evidence.hits)
+            assert after == before or (new and not unmoved)
+
+
 @settings(max_examples=200, deadline=None)
 @given(journeys(), st.lists(activities(), max_size=12))
 def test_missing_names_rules_of_the_next_stage_only(journey: Journey, done: list[Activity]) -> None:

@@ -12,7 +12,7 @@ from schemas.journey import Journey
 from state import oracle
 from state.oracle import Activity
 from state.progress import Progress, project
-from state.totals import Cell, add, contribution, results, summed, wait_bucket, wait_seconds
+from state.totals import Cell, add, agreed, contribution, results, summed, wait_bucket, wait_seconds
 from tests.support.strategies import CONTACTS, activities, evidence_of, journeys
 
 
@@ -86,3 +86,16 @@ def test_wait_buckets_are_fine_and_ordered(wait_ms: int) -> None:
     assert seconds - lower <= seconds / 256 if seconds >= 512 else lower == seconds
     assert wait_bucket(lower * 1000) == wait_bucket(wait_ms)
     assert wait_bucket(wait_ms) <= wait_bucket(wait_ms + 1000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(journeys(), st.lists(activities(), max_size=10), st.lists(activities(), max_size=4))
+def test_what_two_progresses_share_need_not_be_counted_again(journey: Journey, done: list[Activity], more: list[Activity]) -> None:
+    before, after = (project(journey, evidence_of(journey, activities).hits) for activities in (done, done + more))
+    same = agreed(before, after)
+    assert [r.at for r in before[:same]] == [r.at for r in after[:same]]
+    whole: Counter[Cell] = Counter(contribution(after))
+    whole.subtract(contribution(before))
+    rest: Counter[Cell] = Counter(contribution(after, same))
+    rest.subtract(contribution(before, same))
+    assert {cell: n for cell, n in whole.items() if n} == {cell: n for cell, n in rest.items() if n}
