@@ -121,6 +121,8 @@ class Cluster:
         self.catalogs: list[dict[str, Journey]] = [{}]
         self.faults = self.rng.choice((0, 2, 4, 8))
         self.chunk_records = self.rng.choice((1, 2, 8, 50))
+        # how soon each topic answers, and is read: in some histories one is far behind the others
+        self.speed = {topic: self.rng.choice((0.1, 1.0, 1.0, 3.0)) for topic in (*TOPICS, "changelog")}
         self.error: BaseException | None = None
         self.workers = [Worker(self, n) for n in range(plan.workers)]
         self.owner = [self.rng.choice(self.workers) for _ in range(plan.partitions)]
@@ -257,7 +259,7 @@ class Cluster:
         for worker in self.workers:
             for pending in worker.pending:
                 changelog = pending.topic == "changelog"
-                if changelog and self.rng.random() < 0.4:
+                if changelog and self.rng.random() < 0.6:
                     self.zombies.append(pending)
                 else:
                     self.land_in_part(pending)
@@ -358,11 +360,11 @@ class Cluster:
             if worker.catalog_version < len(self.catalogs) - 1:
                 choices.append((1.0, lambda w=worker: self.learn(w)))
             for pending in worker.pending:
-                choices.append((2.0, lambda w=worker, x=pending: self._acknowledge(w, x)))
+                choices.append((self.speed[pending.topic], lambda w=worker, x=pending: self._acknowledge(w, x)))
         for worker, p, source in self._deliverable():
-            choices.append((1.0, lambda w=worker, p=p, s=source: self.deliver(w, p, s)))
+            choices.append((self.speed[source], lambda w=worker, p=p, s=source: self.deliver(w, p, s)))
         for pending in self.zombies:
-            choices.append((0.5, lambda x=pending: self.haunt(x)))
+            choices.append((0.1, lambda x=pending: self.haunt(x)))
         for p in range(self.plan.partitions):
             if self.foreign[p]:
                 choices.append((0.5, lambda p=p: self.heal(p)))

@@ -129,13 +129,13 @@ def views_do_not_follow_recovery() -> Iterator[None]:
 
 
 @mutation
-def nothing_is_taken_as_said_before_a_crash() -> Iterator[None]:
-    original = Batch.__init__
+def nothing_may_have_been_said_before_a_crash() -> Iterator[None]:
+    original = Partition.activate
 
-    def init(self: Batch, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **{**kwargs, "again": False})
+    def activate(self: Partition, ends: Any) -> None:
+        original(self, dict.fromkeys(ends, 0))
 
-    with patch.object(Batch, "__init__", init):
+    with patch.object(Partition, "activate", activate):
         yield
 
 
