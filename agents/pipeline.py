@@ -50,6 +50,10 @@ class Changelog(Protocol):
 
     async def send(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> Awaitable[int | None]: ...
 
+    async def owned(self, partition: int) -> None:
+        """Returns while this worker owns *partition*; raises when it does not any more."""
+        ...
+
     def frozen(self, partition: int) -> bool:
         """Whether somebody else's records are in between: the offset written to RocksDB must not pass them."""
         ...
@@ -147,6 +151,8 @@ class Pipeline:
             self._failed(error)
 
     async def _send_changes(self, work: Work, _: Any) -> None:
+        if work.changes or work.rejected:
+            await self._changelog.owned(self._partition)  # a worker that was stopped for long must not speak when it wakes
         if work.changes:
             await (await self._outward.send(self._topics["stage-changes"], work.changes))
         if work.rejected:
@@ -154,6 +160,7 @@ class Pipeline:
 
     async def _send_handoffs(self, work: Work, _: Any) -> None:
         if work.handoffs:
+            await self._changelog.owned(self._partition)
             await (await self._outward.send(self._topics["handoffs"], work.handoffs))
 
     async def _send_changelog(self, work: Work, _: Any) -> int | None:

@@ -90,6 +90,10 @@ class Changelog:
             sent = await self._send(tenure, items)
         return asyncio.ensure_future(self._settle(tenure, sent))
 
+    async def owned(self, partition: int) -> None:
+        """Returns while this worker may write for *partition*; waits where only a heartbeat can tell. Raises `Fenced` when it may not."""
+        await self._owned(partition)
+
     async def _owned(self, partition: int) -> _Tenure:
         tenure = self._tenures.get(partition)
         if tenure is None:

@@ -73,7 +73,7 @@ class Worker:
         self.read_to: dict[tuple[int, str], int] = {}
         self.context = Context(
             partitions=cluster.plan.partitions, data_dir=Path(f"/w{self.number}"), memory=cluster.disk, topics=TOPICS,
-            outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen),
+            outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen, owned=self.owned),
             now_ms=lambda: NOW_MS, failed=cluster.failed, ahead_ms=86_400_000, max_merges=10_000,
             matcher=MATCHER, catalog=dict(cluster.catalogs[self.catalog_version]), chunk_records=cluster.chunk_records,
             reflected=lambda topic, p: cluster.acked[topic, p],
@@ -88,6 +88,9 @@ class Worker:
                 number = 0 if record[1] is None else partition_of(record[1], self.cluster.plan.partitions)
             by_partition.setdefault(number, []).append(record)
         return self._sent(topic, by_partition)
+
+    async def owned(self, partition: int) -> None:
+        """Always: what a worker sends after it lost a partition is what `zombie` is about."""
 
     async def send_changelog(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> asyncio.Future[Any]:
         return self._sent("changelog", {partition: list(items)})

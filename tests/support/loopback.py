@@ -75,6 +75,9 @@ class Changelog(Logs):
     def frozen(self, partition: int) -> bool:
         return False
 
+    async def owned(self, partition: int) -> None:
+        return None
+
     async def send(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> Any:
         offset = None
         for key, value in items:
