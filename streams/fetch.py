@@ -96,8 +96,6 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         self.seeks: dict[TP, int] = {}
         """How often each partition was sought. Records taken before a seek are void after it: the main loop compares. Written here, read there."""
         self._last: dict[TP, Position] = {}
-        self._takes = 0
-        """Counts takes asked for and given up. Written by the main loop, read here: of a take that nobody waits for, nothing is taken."""
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         """As Faust's, with a short fetch wait, aborted transactions left out, and the broker options of the project's settings (TLS, SASL)."""
@@ -171,24 +169,19 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         """Everything fetched for the wanted partitions; waits for it up to *timeout_s*. Called from the main loop, runs in the thread.
 
         Returns as soon as there are records or a position moved without any. Raises what the broker answered (authorisation, a checksum).
-        Faust ends the reading task at each rebalance. The thread would not notice: a take that was waiting then would go on into the next assignment,
-        and what it took there would be with nobody, the position behind it.
+        A take that was still waiting when its assignment ended takes nothing of the next one: nobody would deliver it, and the position would be
+        behind it.
         """
-        self._takes += 1
-        try:
-            return await self.call_thread(self._take_or_wait, timeout_s, self._takes)  # type: ignore[no-any-return]
-        except asyncio.CancelledError:
-            self._takes += 1
-            raise
+        return await self.call_thread(self._take_or_wait, timeout_s, self.consumer.serial)  # type: ignore[no-any-return]
 
-    async def _take_or_wait(self, timeout_s: float, number: int) -> Take:
+    async def _take_or_wait(self, timeout_s: float, serial: int) -> Take:
         consumer = self._ensure_consumer()
         fetcher, until = consumer._fetcher, monotonic() + timeout_s
         with fetcher._subscriptions.fetch_context():
             while True:
                 if consumer._closed or fetcher._closed:
                     raise ConsumerStoppedError()
-                if not self.consumer.flow_active or number != self._takes:
+                if not self.consumer.flow_active or self.consumer.serial != serial:
                     return NOTHING
                 taken = self._take(fetcher)
                 left = until - monotonic()
