@@ -139,7 +139,7 @@ class Worker:
         if body is None:
             return False
         found = json.loads(body)["partitions"]
-        complete = [sum(max(v.values()) == 1.0 for v in p["journeys"].values()) for p in found.values()]
+        complete = [sum(progress == 1.0 for _, progress in p["journeys"].values()) for p in found.values()]
         return len(complete) == partitions and min(complete) >= journeys
 
     def cells(self, journey: str) -> dict[tuple[str, int, int], int]:
