@@ -269,7 +269,20 @@ class Building:
         pipeline.add(work)
         self._keep(self.kept.all)
         self._drop([old for _, others in ready for old in others if self.state[old.id] == BUILDING])
+        self._drop(self._surplus())
         self._work_on()
+
+    def _surplus(self) -> list[View]:
+        """Old views beyond the newest few of their journey: many edits in a short time must not cost more and more."""
+        old: dict[str, list[View]] = {}
+        for view in self.kept.all:
+            if self.state[view.id] == OLD:
+                old.setdefault(view.journey.id, []).append(view)
+        return [
+            view
+            for found in old.values()
+            for view in sorted(found, key=lambda v: v.journey.version or 0)[:-KEEP_OLD_VIEWS]
+        ]
 
     def _retire(self, view: View) -> None:
         if view.id not in self._retirements:
