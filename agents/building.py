@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 VIEW = b"v"
 LIVE, BUILDING, OLD = "live", "building", "old"
 SCAN_CONTACTS = 1000  # a step: bounds how long the loop is blocked
+KEEP_OLD_VIEWS = 2  # of a journey
 KEEP_OLD_VIEW_SECONDS = (
     600.0  # after an edit, so that partitions that are still building find the old numbers beside theirs
 )
