@@ -1,4 +1,4 @@
-"""A group of worker processes and a console on a broker, and what they have to say compared with the oracle. Starts, kills and asks; decides nothing."""
+"""A group of worker processes and a console on a broker, and what they say compared with the oracle. Starts, kills and asks; decides nothing."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ class Group:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_") or name.startswith("WAYPOST_TEST_")}
         return {**clean, **self.settings.environment(), **more}
 
-    def start(self, name: str = "a", step: str = "none", nth: int = 0, wipe: bool = False) -> GuardedProcess:
-        """Starts a worker; *wipe* takes its data directory away before. It kills itself after the *nth* completion of *step*."""
+    def start(self, name: str = "a", step: str = "none", nth: int = 0, sig: str = "KILL", wipe: bool = False) -> GuardedProcess:
+        """Starts a worker; *wipe* takes its data directory away before. It sends itself a signal after the *nth* completion of *step*."""
         data = self.directory / f"data-{name}"
         if wipe:
             shutil.rmtree(data, ignore_errors=True)
         port = self.ports.setdefault(name, free_port())
         fixed = {"WAYPOST_DATA_DIR": str(data), "WAYPOST_WORKER_PORT": str(port), "WAYPOST_GROUP_INSTANCE_ID": name}
         environ = self._environ(**fixed)
-        argv = [sys.executable, "-m", "tests.support.stepping", step, str(nth)]
+        argv = [sys.executable, "-m", "tests.support.stepping", step, str(nth), sig]
         self.workers[name] = GuardedProcess(argv, log=self.directory / f"worker-{name}.log", env=environ)
         return self.workers[name]
 
@@ -143,14 +143,18 @@ class Group:
         """Compares numbers, lists, names and the last word of the stage changes with the oracle. Fails on any difference."""
         self.settled()
         report = check.run(self.settings, Client(f"http://127.0.0.1:{self.port}"), (), SETTLE_SECONDS, lambda *_: None)
-        assert report.differences == [], report.differences[:20]
+        names = [one for one in report.differences if "contact" in one.where or ", " in one.where]
+        assert report.differences == [], (len(report.differences), report.differences[:4], names[-12:], self._health())
         assert report.compared > 0
         log = history.read(self.settings, history.ends(self.settings), lambda *_: None)
         said: dict[tuple[str, str, int], int | None] = {}
+        told: dict[tuple[str, str, int], list[str]] = {}
         for change in self.read("stage-changes"):
             value = json.loads(change.value())
             key = value["journey"], value["contact_id"], value["stage"]
             said[key] = None if value["reached_at"] is None else parse_ms(value["reached_at"])
+            place = f"{change.partition()}@{change.offset()} {change.timestamp()[1]}"
+            told.setdefault(key, []).append(f"{place} {value['change']} {value['reached_at']} {value['cause']} {value['cause_id']}")
         truth = {
             (id_, name, stage): reached.at_ms
             for id_, journey in log.journeys.items()
@@ -159,7 +163,8 @@ class Group:
         }
         announced = {key: at for key, at in said.items() if at is not None}
         wrong = {key for key in {*announced, *truth} if announced.get(key) != truth.get(key)}
-        assert not wrong, [(key, announced.get(key), truth.get(key)) for key in sorted(wrong)[:20]]
+        lines = [f"{key}: {truth.get(key)}, announced {announced.get(key)}: {told.get(key)}" for key in sorted(wrong)[:10]]
+        assert not wrong, f"{len(wrong)} last words are not the truth\n" + "\n".join(lines)
         return report
 
     def read(self, source: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A worker that ends itself with SIGKILL after a named step of a batch, for the tests of crashes: `python -m tests.support.stepping STEP NTH`.
+"""A worker that sends itself a signal after a named step of a batch: `python -m tests.support.stepping STEP NTH [KILL|STOP]`.
 
 STEP "none": an ordinary worker. Settings come from the environment. It tests nothing itself.
 """
@@ -16,7 +16,7 @@ from streams.app import WorkerCrashed
 from streams.settings import Settings
 
 
-async def main(step: str, nth: int) -> int:
+async def main(step: str, nth: int, number: int) -> int:
     seen = 0
 
     def step_done(name: str, partition: int) -> None:
@@ -24,11 +24,11 @@ async def main(step: str, nth: int) -> int:
         if name == step:
             seen += 1
             if seen == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for end in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(end, stop.set)
     try:
         await run_worker(Settings.load(), stop, step_done=step_done)
     except WorkerCrashed as crash:
@@ -38,5 +38,5 @@ async def main(step: str, nth: int) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level="WARNING")
-    sys.exit(asyncio.run(main(sys.argv[1], int(sys.argv[2]))))
+    logging.basicConfig(level=os.environ.get("WAYPOST_TEST_LOG", "WARNING"))
+    sys.exit(asyncio.run(main(sys.argv[1], int(sys.argv[2]), signal.Signals[f"SIG{sys.argv[3]}"] if sys.argv[3:] else signal.SIGKILL)))
