@@ -102,7 +102,10 @@ class Ledger:
     def last(self, prefix: bytes) -> bytes | None:
         """The last key that begins with *prefix*."""
         it = self._db.iter()
-        it.seek_for_prev(prefix_end(prefix))
+        end = prefix_end(prefix)
+        it.seek_for_prev(end)
+        if it.valid() and it.key() == end:  # a key of its own, behind the last one looked for
+            it.prev()
         key = it.key() if it.valid() else None
         del it
         return key if key is not None and key.startswith(prefix) else None

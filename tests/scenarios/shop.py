@@ -126,7 +126,7 @@ class Shop:
         self._context = Context(
             partitions=PARTITIONS, data_dir=Path("/shop"), memory=Disk(), topics=TOPICS,
             outward=SimpleNamespace(send=self._send_out),  # type: ignore[arg-type]
-            changelog=SimpleNamespace(send=self._to_changelog, frozen=lambda _: False),  # type: ignore[arg-type]
+            changelog=SimpleNamespace(send=self._to_changelog, frozen=lambda _: False, owned=self._owned),  # type: ignore[arg-type]
             now_ms=lambda: ms("23:00"), failed=self._failed, ahead_ms=86_400_000, max_merges=10_000, matcher=Matcher([]), catalog={},
         )  # fmt: skip
         with patch.object(agents.partition, "Ledger", MemoryLedger):
@@ -134,6 +134,9 @@ class Shop:
         for partition in self._partitions:
             self._in_loop(partial(partition.activate, dict.fromkeys(SOURCES, 0)))
         self.edit(*stages)
+
+    async def _owned(self, partition: int) -> None:
+        """Always."""
 
     # ------------------------------------------------------------------ telling
 
