@@ -78,8 +78,12 @@ def unpack(part: Any) -> list[Any]:
             rows += got if not got or got[0].offset >= offset else [row for row in got if row.offset >= offset]
         offset = batch.next_offset
     part.next_fetch_offset = offset
-    part._records_iterator = None  # it refers to `part`: the circle would keep a megabyte fetched until the garbage collector comes by
     return rows
+
+
+def let_go(part: Any) -> None:
+    """Breaks the circle between a fetched partition and its iterator, which would keep a megabyte until the garbage collector comes by."""
+    part._records_iterator = None
 
 
 class FetchThread(driver.AIOKafkaConsumerThread):
@@ -211,6 +215,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
                 continue
             del fetcher._records[tp]
             state, part = assignment.state_value(tp), result._partition_records
+            let_go(part)
             if (
                 tp not in self._wanted
                 or result._assignment is not assignment
