@@ -10,13 +10,14 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from schemas.journey import Journey, journey_json, parse_journey
+from schemas.recalculation import CANCELLED, FAILED
 from state import records
 from state.decision import Batch, Decision
 from state.ledger import prefix_end
-from state.views import INDEX, TOTAL, View, Views, view_id
+from state.views import INDEX, TOTAL, Source, View, Views, view_id
 
 from . import metrics
 from .pipeline import Pipeline
@@ -27,12 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VIEW = b"v"
+GIVEN_UP = (CANCELLED, FAILED)
 LIVE, BUILDING, OLD = "live", "building", "old"
 SCAN_CONTACTS = 1000  # a step: bounds how long the loop is blocked
-KEEP_OLD_VIEWS = 2  # of a journey
-KEEP_OLD_VIEW_SECONDS = (
-    600.0  # after an edit, so that partitions that are still building find the old numbers beside theirs
-)
+KEEP_OLD_VIEWS = 8  # of a journey, however long other partitions take
 
 
 class Building:
@@ -42,9 +41,11 @@ class Building:
         self._partition = partition
         self.kept = Views()
         self.state: dict[bytes, str] = {}
+        self.complete: set[bytes] = set()  # ids of views whose index is written to its end: these can be read
         self.scans: dict[bytes, asyncio.Task[None]] = {}
-        self._retirements: dict[bytes, asyncio.TimerHandle] = {}
-        self._wanted: dict[bytes, Journey] = {}  # what the catalogue asks for, by view id
+        self.turns = 0  # counts what became readable, and what went
+        self._wanted: dict[bytes, tuple[Journey, Source]] = {}  # what the catalogue asks for, by view id
+        self._old: list[View] = []
         self._beginning: list[View] = []  # in the changelog, about to be kept
         self._unsettled: list[
             tuple[View, list[View]]
@@ -52,14 +53,16 @@ class Building:
 
     def load(self) -> None:
         """The views as they were last written."""
-        self.state = {}
+        self.state, self.complete = {}, set()
         found: list[View] = []
         for key, value in self._partition.ledger.scan(VIEW):
             said = json.loads(value)
             cursor = None if said["cursor"] is None else bytes.fromhex(said["cursor"])
-            view = View(parse_journey(said["journey"]), cursor, said["told"])
+            view = View(parse_journey(said["journey"]), cursor, said["told"], _source(said), said.get("changed", 0))
             assert view.id == key[1:], "a view is stored under its own id"
             self.state[view.id] = said["state"]
+            if view.cursor is None:
+                self.complete.add(view.id)
             found.append(view)
         self._keep(found)
 
@@ -86,8 +89,6 @@ class Building:
 
     async def close(self) -> None:
         """Ends scans; their cursors stand in RocksDB."""
-        for handle in self._retirements.values():
-            handle.cancel()
         scans = list(self.scans.values())
         for task in scans:
             task.cancel()
@@ -105,26 +106,32 @@ class Building:
                 versions.setdefault(view.journey.id, []).append(view)
         self._unsettled = []
         for found in versions.values():
-            newest = max(found, key=lambda view: (view.id in self._wanted, view.journey.version or 0))
+            newest = max(found, key=lambda view: (view.id in self._wanted, view.order))
             others = [view for view in found if view is not newest]
             newest.speaks = True
             newest.follow(others)
             if others or not newest.told:
                 self._unsettled.append((newest, others))
         self.kept = Views(views)
+        self._old = [view for view in views if self.state[view.id] == OLD]
 
     def reconcile(self) -> None:
         """Brings the views to what the catalogue of journeys says: new versions are built beside the live ones, deleted journeys go."""
         pipeline = self._partition.pipeline
         if pipeline is None:
             return
-        catalog = self._partition.context.catalog
-        wanted = self._wanted = {view_id(journey): journey for journey in catalog.values()}
+        catalog, table = self._partition.context.catalog, self._partition.context.recalculations
+        wanted: dict[bytes, tuple[Journey, Source]] = {}
+        for journey in catalog.values():
+            source = table.source(journey)
+            if source is not None:  # else its evidence is still to be collected, and what there is stays
+                wanted[view_id(journey, source)] = journey, source
+        self._wanted = wanted
         again = [v for v in self.kept.all if v.id in wanted and self.state[v.id] == OLD]  # an edit was undone
         self._drop([v for v in self.kept.all if v.journey.id not in catalog or v in again])
-        for id_, journey in wanted.items():
+        for id_, (journey, source) in wanted.items():
             if id_ not in self.state:
-                view = View(journey, cursor=b"")
+                view = View(journey, cursor=b"", source=source)
                 self.state[id_] = BUILDING
                 work = self._partition.work(Decision(dict([self._view_entry(view)]), [], [], [], {}, {}))
                 work.commit = self._then_begin(work.commit, view)
@@ -153,23 +160,32 @@ class Building:
 
     def _work_on(self) -> None:
         wanted = self._wanted
+        begun: dict[bytes | None, list[View]] = {}
         for view in self.kept.all:
             state = self.state[view.id]
-            if state == OLD:
-                self._retire(view)
-            elif state == BUILDING and view.id in wanted and view.id not in self.scans:
-                self.scans[view.id] = asyncio.create_task(self._scan(view))
-            elif view.id not in wanted and view.id in self.scans:
-                self.scans.pop(view.id).cancel()  # an edit came before it was complete
+            if state == BUILDING and view.id in wanted and view.id not in self.scans:
+                begun.setdefault(view.cursor, []).append(view)
+            elif view.id not in wanted:
+                self.scans.pop(view.id, None)  # an edit came before it was complete
+        for views in begun.values():  # one walk for all that have come equally far
+            task = asyncio.create_task(self._scan(views))
+            self.scans.update(dict.fromkeys((view.id for view in views), task))
+
+    def shown(self, recalculation: str) -> tuple[float, bool, int]:
+        """How much of what the catalogue asks for is built, whether all of it is, and how many contacts *recalculation* changed."""
+        built = [self.scanned(v) for v in self.kept.all if v.id in self._wanted]
+        complete = self._wanted.keys() <= self.complete
+        changed = sum(v.changed for v in self.kept.all if v.source.recalculation == recalculation)
+        return sum(built) / max(1, len(self._wanted)), complete, changed
 
     def scanned(self, view: View) -> float:
         """How much of a view that is being built is built, 0 to 1, judged by how far its cursor is between the first contact id and the last."""
-        if view.cursor is None:
+        if view.id in self.complete:
             return 1.0
         first = next((key for key, _ in self._partition.ledger.scan(records.EVIDENCE, None, 1)), None)
         last = self._partition.ledger.last(records.EVIDENCE)
         if first is None or last is None or not view.cursor:
-            return 0.0
+            return 0.0 if view.cursor is not None else 0.99
         low, high, here = (_fraction(key) for key in (first[1:], last[1:], view.cursor))
         return 0.99 if high <= low else max(0.0, min(0.99, (here - low) / (high - low)))
 
@@ -178,10 +194,10 @@ class Building:
             return
         drop: list[tuple[bytes, bytes]] = []
         for view in views:
-            scan = self.scans.pop(view.id, None)
-            if scan is not None and scan is not asyncio.current_task():
-                scan.cancel()
+            self.scans.pop(view.id, None)
             del self.state[view.id]
+            self.complete.discard(view.id)
+            self.turns += 1
             self._partition.totals.pop(view.id, None)
             self._partition.changed.discard(view.id)
             drop += [(space + view.id, prefix_end(space + view.id)) for space in (INDEX, TOTAL)]
@@ -193,62 +209,80 @@ class Building:
         work.took_room = False
         pipeline.add(work)  # in its turn, behind everything on its way
 
-    async def _scan(self, view: View) -> None:
-        """Takes every contact into *view*, a step at a time, the cursor written with what it passed."""
+    async def _scan(self, views: list[View]) -> None:
+        """Takes every contact into *views*, a step at a time, the cursor written with what it passed. Ends when none of them is wanted."""
+        me = asyncio.current_task()
         try:
-            while view.cursor is not None:
+            while True:
                 pipeline = self._partition.pipeline
                 assert pipeline is not None
-                if not await pipeline.room():
+                if not await pipeline.room(behind=True):
                     return
-                if self.scans.get(view.id) is not asyncio.current_task():
+                mine = [view for view in views if self.scans.get(view.id) is me]
+                if not mine:
                     pipeline.spare()
                     return
-                self._scan_step(view, pipeline)
+                self._scan_step(mine, pipeline)
+                if mine[0].cursor is None:
+                    for view in mine:
+                        log.info("partition %s: %s version %s is complete", self._partition.number, view.journey.id, view.journey.version)
+                    return
                 await asyncio.sleep(0)
-            log.info(
-                "partition %s: %s version %s is complete", self._partition.number, view.journey.id, view.journey.version
-            )
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self._partition.context.failed(error)
         finally:
-            if self.scans.get(view.id) is asyncio.current_task():
-                del self.scans[view.id]
+            for view in views:
+                if self.scans.get(view.id) is me:
+                    del self.scans[view.id]
 
-    def _scan_step(self, view: View, pipeline: Pipeline) -> None:
-        prefix = records.EVIDENCE
-        after = None if not view.cursor else prefix + view.cursor
-        found = [key for key, _ in self._partition.ledger.scan(prefix, after, SCAN_CONTACTS)]
-        last = found[-1] if len(found) == SCAN_CONTACTS else None
+    def _scan_step(self, views: list[View], pipeline: Pipeline) -> None:
+        partition, prefix, cursor = self._partition, records.EVIDENCE, views[0].cursor
+        after = None if not cursor else prefix + cursor
+        found = dict(partition.ledger.scan(prefix, after, SCAN_CONTACTS))
+        last = max(found) if len(found) == SCAN_CONTACTS else None
         low = after or prefix
-        keys = {
-            key for key in self._partition.overlay if key[:1] == prefix and key > low and (last is None or key <= last)
-        }
-        keys.update(found)
-        contacts = [key[1:].decode() for key in sorted(keys)]
+        overlay = {k: v for k, (v, _) in partition.overlay.items() if k[:1] == prefix and k > low and (last is None or k <= last)}
+        found.update(overlay)
+        keys = sorted(found)
+        contacts = [key[1:].decode() for key in keys]
         metrics.SCAN_CONTACTS.inc(len(contacts))
-        batch = Batch(
-            self.kept, self._partition.reader(contacts), self._partition.is_here, self._partition.context.max_merges
-        )
-        batch.scan(view, contacts)
+        batch = Batch(self.kept, partition.reader((), found), partition.is_here, partition.context.max_merges)
+        changed = batch.scan(views, contacts)
         decision = batch.decide()
-        view.cursor = None if last is None else last[1:]
-        if view.cursor is not None:
-            pipeline.add(self._partition.work(decision, also=[self._view_entry(view)]))
+        cursor = None if last is None else last[1:]
+        for view in views:
+            view.cursor = cursor
+            view.changed += changed[view.id]
+        if cursor is not None:
+            pipeline.add(partition.work(decision, also=[self._view_entry(view) for view in views]))
             return
-        self.state[view.id] = LIVE
-        self._partition.changed.add(view.id)
-        decision.records.update([self._view_entry(view)])  # the changelog keeps that it was live
-        pipeline.add(self._partition.work(decision))
+        for view in views:
+            self.state[view.id] = LIVE
+        decision.records.update(self._view_entry(view) for view in views)  # the changelog keeps that it was live
+        work = partition.work(decision)
+        work.commit = self._then_complete(work.commit, views)
+        pipeline.add(work)
         self.settle()
+
+    def _then_complete(self, commit: Callable[[int | None], None], views: list[View]) -> Callable[[int | None], None]:
+        def then(offset: int | None) -> None:
+            commit(offset)
+            for view in views:
+                if view.id in self.state:  # not dropped meanwhile
+                    self.complete.add(view.id)
+                    self.turns += 1
+                    self._partition.changed.add(view.id)
+
+        return then
 
     def settle(self) -> None:
         """Complete views take over from their predecessors, once everything is repeated that may have been announced before a crash."""
         pipeline = self._partition.pipeline
         if pipeline is None:
             return
+        self._drop(self._unread())
         repeated = self._partition.repeated()
         ready = [
             (view, others)
@@ -270,30 +304,22 @@ class Building:
         pipeline.add(work)
         self._keep(self.kept.all)
         self._drop([old for _, others in ready for old in others if self.state[old.id] == BUILDING])
-        self._drop(self._surplus())
         self._work_on()
 
-    def _surplus(self) -> list[View]:
-        """Old views beyond the newest few of their journey: many edits in a short time must not cost more and more."""
+    def _unread(self) -> list[View]:
+        """Old views that nobody reads: all partitions have a newer one, or their recalculation was given up, or they are too many."""
+        context, found = self._partition.context, []
         old: dict[str, list[View]] = {}
-        for view in self.kept.all:
-            if self.state[view.id] == OLD:
+        for view in self._old:
+            behind = context.recalculations.records.get(view.source.recalculation or "")
+            common = context.common(view.journey.id)
+            if (behind is not None and behind.state in GIVEN_UP) or (common is not None and view.order < common):
+                found.append(view)
+            else:
                 old.setdefault(view.journey.id, []).append(view)
-        return [
-            view
-            for found in old.values()
-            for view in sorted(found, key=lambda v: v.journey.version or 0)[:-KEEP_OLD_VIEWS]
-        ]
-
-    def _retire(self, view: View) -> None:
-        if view.id not in self._retirements:
-            loop = asyncio.get_running_loop()
-            self._retirements[view.id] = loop.call_later(KEEP_OLD_VIEW_SECONDS, self._retired, view)
-
-    def _retired(self, view: View) -> None:
-        self._retirements.pop(view.id, None)
-        if self._partition.active and self.state.get(view.id) == OLD and view in self.kept.all:
-            self._drop([view])
+        for views in old.values():
+            found += sorted(views, key=lambda v: v.order)[:-KEEP_OLD_VIEWS]
+        return found
 
     def _view_entry(self, view: View) -> tuple[bytes, bytes]:
         said = {
@@ -301,8 +327,17 @@ class Building:
             "cursor": None if view.cursor is None else view.cursor.hex(),
             "state": self.state[view.id],
             "told": view.told,
+            "keys": {rule.hex(): key.hex() for rule, key in view.source.keys.items()},
+            "generation": view.source.generation,
+            "recalculation": view.source.recalculation,
+            "changed": view.changed,
         }
         return VIEW + view.id, json.dumps(said).encode()
+
+
+def _source(said: dict[str, Any]) -> Source:
+    keys = {bytes.fromhex(rule): bytes.fromhex(key) for rule, key in said.get("keys", {}).items()}
+    return Source(keys, said.get("generation", 0), said.get("recalculation"))
 
 
 def _fraction(key: bytes) -> int:

@@ -3,9 +3,9 @@
 | call | answer |
 |---|---|
 | `GET /internal/partitions` | state and positions of each partition here |
-| `GET /internal/journeys?journey=` | the newest version of every journey, or one, in each active partition, and how far it is built |
-| `GET /internal/results?journey=&version=&group=` | versions, and the body and cells of one of them, of each active partition |
-| `GET /internal/list?journey=&version=&stage=&who=&group=&limit=&after=` | a page of persons of each active partition |
+| `GET /internal/journeys?journey=` | version and generation that can be read of every journey, or one, in each active partition |
+| `GET /internal/results?journey=&version=&generation=&group=` | versions, and the body and cells of one of them, of each active partition |
+| `GET /internal/list?journey=&version=&generation=&stage=&who=&group=&limit=&after=` | a page of persons of each active partition |
 | `GET /internal/contact?id=` | one contact, if its partition is here |
 | `GET /healthz`, `/readyz`, `/metrics` | for orchestrators and Prometheus |
 """
@@ -46,16 +46,16 @@ def application(partitions: Partitions, ready: Callable[[], bool]) -> web.Applic
 
     async def get_results(request: web.Request) -> web.Response:
         q = request.query
-        version = _integer(q, "version", None)
-        return each(lambda p: questions.results(p, q["journey"], version, q.get("group")))
+        version, generation = _integer(q, "version", None), _integer(q, "generation", None)
+        return each(lambda p: questions.results(p, q["journey"], version, generation, q.get("group")))
 
     async def get_list(request: web.Request) -> web.Response:
         q = request.query
-        version, stage = _integer(q, "version", None), _integer(q, "stage", 1)
+        version, generation, stage = _integer(q, "version", None), _integer(q, "generation", None), _integer(q, "stage", 1)
         limit = max(1, min(_integer(q, "limit", 100) or 100, MAX_ROWS))
         after = bytes.fromhex(q["after"]) if q.get("after") else None
         who, group = q.get("who", questions.CONVERTED), q.get("group")
-        return each(lambda p: questions.listed(p, q["journey"], version, stage or 1, who, group, limit, after))
+        return each(lambda p: questions.listed(p, q["journey"], version, generation, stage or 1, who, group, limit, after))
 
     async def get_contact(request: web.Request) -> web.Response:
         contact = request.query["id"]

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,6 +24,7 @@ from state.decision import Batch, Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
 from state.messages import Join, Message
+from state.recalculation import Table
 from state.totals import Cell
 from state.views import TOTAL, Views, cell_key, cell_value, split_cell
 from streams.partitioner import partition_of, partitions_of
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 POSITION, REPEATED, LEFT = b"p", b"r", b"h"
 CHANGELOG_POSITION = POSITION + b"changelog"
 IN_FLIGHT = 6  # decisions of a partition on their way to the broker and to RocksDB
-SOURCES = ("activities", "contact-merges", "contacts", "handoffs")
+SOURCES = ("activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence")
 
 
 @dataclass(slots=True)
@@ -56,6 +57,8 @@ class Context:
     max_merges: int
     matcher: Matcher
     catalog: dict[str, Journey]
+    recalculations: Table = field(default_factory=Table)
+    common: Callable[[str], tuple[int, int] | None] = lambda journey: None  # the newest of its views that all partitions have
     chunk_records: int = 1000  # of one decision: bounds how long the loop is blocked
     step_done: Callable[[str, int], None] | None = None
     reflected: Callable[[str, int], int | None] = lambda topic, partition: (
@@ -82,6 +85,8 @@ class Partition:
         self._works = 0
         self._stale = False
         self._repeat_to: dict[str, int] = {}
+        self._decided: dict[str, int] = {}  # source -> before this offset, something may have had an effect
+        self._logged: dict[str, int] = {}  # source -> the last position sent to the changelog
         self._followed: dict[str, int] = {}  # source -> next offset not yet in RocksDB, since this owner is one
         self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
         self.pipeline: Pipeline | None = None
@@ -143,8 +148,15 @@ class Partition:
                 if lost is not None:
                     key = LEFT + record.key
                     left[key] = records.join(record.key, left.get(key) or self.ledger.get(key), lost) or lost
+        for key in keys:  # an alias keeps no identity; a stale writer's alias comes without the tombstone of one it did not know
+            evidence, identity = joined[key], records.IDENTITY + key[1:]
+            if key[:1] == records.EVIDENCE and evidence is not None and records.pointer_of(evidence) is not None:
+                kept = joined[identity] if identity in joined else self.ledger.get(identity)
+                if kept is not None:
+                    left[LEFT + identity] = records.join(identity, left.get(LEFT + identity) or self.ledger.get(LEFT + identity), kept) or kept
+                    joined[identity] = None
         metrics.RECOVERED_RECORDS.inc(len(changes))
-        stale = [key for key in keys if joined[key] != last[key]]
+        stale = [key for key in joined if joined[key] != last.get(key)]
         self._stale = self._stale or bool(stale)
         # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
         position = [] if self._stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
@@ -176,8 +188,10 @@ class Partition:
         self._load()  # recovery may have brought some
         self._stale = False  # from here the changelog says so, by `frozen`
         self._followed = {}
-        lost = IN_FLIGHT * c.chunk_records  # beyond the furthest position that anybody wrote down
+        lost = (IN_FLIGHT + 1) * c.chunk_records  # beyond the furthest position that anybody wrote down
+        self._logged = dict(self.positions)
         self._repeat_to = {source: min(self.positions.get(source, 0) + lost, end) for source, end in ends.items()}
+        self._decided = dict(self._repeat_to)  # at most, by the owner before
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
         self._hand_on()
         self.building.reconcile()
@@ -222,6 +236,12 @@ class Partition:
             self.pipeline.add(work)
         return True
 
+    def recording_from(self) -> int:
+        """Every activity of this partition's log from this offset on meets the matcher as it is now, here and with whoever comes after, and none has
+        had an effect yet."""
+        done = self.context.reflected(self.context.topics["activities"], self.number)
+        return max(self._decided.get("activities", 0), done or 0)
+
     def _reflected(self, source: str) -> int:
         done = self.context.reflected(self.context.topics[source], self.number)
         return max(self._followed.get(source, 0), done or 0)
@@ -247,8 +267,9 @@ class Partition:
         assert pipeline is not None, f"partition {self.number} takes batches only while active"
         metrics.RECORDS.labels(source).inc(len(chunk))
         size = self.context.chunk_records
+        behind = source == "rebuilt-evidence"
         for at in range(0, len(chunk), size):
-            if not await pipeline.room():
+            if not await pipeline.room(behind):
                 return
             last = at + size >= len(chunk)
             pipeline.add(self._batch(source, chunk[at : at + size], done if last else lambda: None))
@@ -272,6 +293,7 @@ class Partition:
             decision = decision._replace(records={**noted, **decision.records})  # before their effect
         else:
             decision = self._decide(taken)
+        self._decided[source] = max(self._decided.get(source, 0), chunk[-1].offset + 1)
         rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(self._rejected(origin.topic, origin, "too_many_merges", reason, now_ms, origin.partition))
@@ -317,11 +339,11 @@ class Partition:
         decision.handoffs[:0] = foreign
         return decision
 
-    def reader(self, contacts: Sequence[str]) -> Callable[[bytes], bytes | None]:
-        """A function that reads a record: from the overlay, from what is read ahead here for *contacts*, or from RocksDB."""
+    def reader(self, contacts: Sequence[str], known: Mapping[bytes, bytes | None] = {}) -> Callable[[bytes], bytes | None]:
+        """A function that reads a record: from the overlay, from *known* and what is read ahead here for *contacts*, or from RocksDB."""
         overlay, get = self.overlay, self.ledger.get
         ahead = [key for key in {records.EVIDENCE + contact.encode() for contact in contacts} if key not in overlay]
-        read = dict(zip(ahead, self.ledger.get_many(ahead), strict=True)) if ahead else {}
+        read = dict(zip(ahead, self.ledger.get_many(ahead), strict=True)) if ahead else known
 
         def load(key: bytes) -> bytes | None:
             entry = overlay.get(key)
@@ -385,9 +407,13 @@ class Partition:
             self.building.settle()
 
         logged = list(decision.records.items())
-        if position is not None and (logged or changes or handed):
-            # last of the batch: all that follows from the records before it is in the changelog
-            logged.append((POSITION + position[0].encode(), str(position[1]).encode()))
+        if position is not None:
+            source, following = position
+            # what has no effect is not written down one by one, but never more than a decision's worth goes without: see `activate`
+            if logged or changes or handed or following - self._logged.get(source, 0) >= self.context.chunk_records:
+                # last of the batch: all that follows from the records before it is in the changelog
+                logged.append((POSITION + source.encode(), str(following).encode()))
+                self._logged[source] = following
         return Work(changes, rejected or [], handed, logged, commit, done)
 
     def _add_totals(
@@ -429,8 +455,8 @@ class Partition:
     def values(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes | None]]:
         """The records under *keys* as the changelog was last told: what is decided and not announced yet is not in it.
 
-        What this owner does not know is left as it is: a stale writer's records follow from facts that come to the owner too. Only what became
-        an alias or was dropped is told to be gone.
+        What this owner does not know is told to be gone: it has read the changelog to its end, so that a stale writer wrote it since, and the facts
+        behind it come to the owner too. Left there, an alias would outlive the identity that was written with it.
         """
         assert self.pipeline is not None, f"partition {self.number} answers for its changelog only while active"
         found: list[tuple[bytes, bytes | None]] = []
@@ -438,10 +464,8 @@ class Partition:
             value = self._told(key)
             if value is None and key[:1] == records.IDENTITY:
                 evidence = self._told(records.EVIDENCE + key[1:])
-                if evidence is None or records.pointer_of(evidence) is None:
-                    continue
-            elif value is None and key[:1] != VIEW:
-                continue
+                if evidence is not None and records.pointer_of(evidence) is None:
+                    continue  # recovery joins: a holder's evidence goes on saying that there is an identity
             found.append((key, value))
         return found
 
@@ -452,8 +476,4 @@ class Partition:
 
 def _as_join(contact: str, hits: list[tuple[bytes, bytes]], ids: dict[bytes, str]) -> Join:
     """Hits of a contact of another partition as a message for it."""
-    blobs: dict[bytes, set[bytes]] = {}
-    for rule, hit in hits:
-        blobs.setdefault(rule, set()).add(hit)
-    joined = {rule: b"".join(sorted(blob)) for rule, blob in blobs.items()}
-    return Join(contact, joined, cause_id=ids[hits[-1][1]], ids={hit: ids[hit] for _, hit in hits})
+    return intake.as_join(contact, hits)._replace(cause_id=ids[hits[-1][1]], ids={hit: ids[hit] for _, hit in hits})

@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from schemas.journey import Journey
-from schemas.rules import rule_key
+from schemas.rules import Rule
 from schemas.times import format_ms
 from state.ledger import wipe
 from state.matching import Matcher
-from state.progress import rules_of
+from state.views import View
 
 from . import metrics
-from .building import LIVE
-from .journeys import JourneysReader
+from .catalog import CatalogReader
 from .partition import SOURCES, Context, Partition
 
 log = logging.getLogger(__name__)
@@ -26,12 +25,13 @@ log = logging.getLogger(__name__)
 class Partitions:
     """What the Faust side of the worker calls (see `streams.table`), all in one event loop."""
 
-    def __init__(self, context: Context, journeys: JourneysReader, reflected: Callable[[str, int], int | None]) -> None:
+    def __init__(self, context: Context, catalog: CatalogReader, reflected: Callable[[str, int], int | None]) -> None:
         self.context = context
-        self.journeys = journeys
+        self.catalog = catalog
         self._reflected = context.reflected = reflected
         self._open: dict[int, Partition] = {}
         self._rules: frozenset[bytes] = frozenset()
+        self._over: set[str] = set()
 
     # ------------------------------------------------------------------ life of a partition
 
@@ -58,9 +58,9 @@ class Partitions:
 
     async def activate(self, partition: int) -> None:
         """Recovery is done and this worker owns *partition*."""
-        await self.journeys.caught_up()
+        await self.catalog.caught_up()
         topics = self.context.topics
-        ends = await self.journeys.ends([topics[source] for source in SOURCES], partition)
+        ends = await self.catalog.ends([topics[source] for source in SOURCES], partition)
         found = self._open.get(partition)
         if found is not None and not found.active:
             found.activate({source: ends[topics[source]] for source in SOURCES})
@@ -105,7 +105,7 @@ class Partitions:
 
     async def submit(self, partition: int, topic: str, records: Sequence[Any], done: Callable[[], None]) -> None:
         """One chunk of a source topic (see `Partition.submit`)."""
-        await self.journeys.caught_up()
+        await self.catalog.caught_up()
         found = self._open.get(partition)
         if found is not None and found.active:
             source = next(short for short, name in self.context.topics.items() if name == topic)
@@ -115,22 +115,23 @@ class Partitions:
         """What the changelog was last told of *keys*, for it to hear again."""
         return self._open[partition].values(keys)
 
-    def apply(self, catalog: dict[str, Journey]) -> None:
-        """A new catalogue of journeys."""
-        self.context.catalog = dict(catalog)
+    def apply(self) -> None:
+        """The catalogue says something new of journeys or recalculations."""
+        catalog = self.catalog.catalog
+        self.context.catalog, self.context.recalculations = dict(catalog.journeys), catalog.recalculations
+        over = {one.id for one in catalog.recalculations.records.values() if one.over}
         for partition in self.active().values():
             partition.building.reconcile()
+            partition.changed |= {view.id for view in partition.views.all if view.source.recalculation in over - self._over}  # they show now
+        self._over = over
         self.match()
 
     def match(self) -> None:
-        """Makes the matcher for the rules of all journeys, from the moment they are known, and of all views that are kept."""
-        rules = {rule_key(rule): rule for journey in self.context.catalog.values() for rule in rules_of(journey)}
-        for partition in self.active().values():
-            for view in partition.views.all:
-                rules.update(view.projection.rules)
+        """Makes the matcher for all evidence that is to be recorded, and for all views that are kept."""
+        rules = recorded(self.context, self.active().values())
         if frozenset(rules) != self._rules:
             self._rules = frozenset(rules)
-            self.context.matcher = Matcher(rules.values())
+            self.context.matcher = Matcher(rules)
 
     # ------------------------------------------------------------------ totals
 
@@ -144,6 +145,16 @@ class Partitions:
         for partition in self.active().values():
             partition.building.settle()
 
+    def _to_publish(self, partition: Partition, journey: Journey) -> View | None:
+        """The view of a journey's version whose totals are out: none that is to be switched to before all partitions have it."""
+        settled = self.context.recalculations.settled
+        found = [
+            view for view in partition.views.all
+            if view.journey.id == journey.id and view.journey.version == journey.version
+            and view.id in partition.building.complete and view.source.generation <= settled(view.source.keys)
+        ]  # fmt: skip
+        return max(found, key=lambda view: view.order, default=None)
+
     async def publish_totals(self) -> None:
         """Sends the absolute totals of views that changed since the last time (design, section 6, totals)."""
         now_ms = self.context.now_ms()
@@ -151,7 +162,7 @@ class Partitions:
         for number, partition in self.active().items():
             changed, partition.changed = partition.changed, set()
             for view in partition.views.all:
-                if view.id not in changed or partition.building.state[view.id] != LIVE:
+                if view.id not in changed or view is not self._to_publish(partition, view.journey):
                     continue
                 version = view.journey.version or 0
                 groups = {
@@ -161,10 +172,19 @@ class Partitions:
                 }
                 value = {
                     "journey": view.journey.id, "version": version, "partition": number, "as_of": format_ms(now_ms),
-                    "positions": partition.positions, "groups": groups,
+                    "positions": partition.positions, "generation": view.source.generation, "groups": groups,
                 }  # fmt: skip
                 key = f"{view.journey.id}/{version}/{number}".encode()
                 out.append((None, key, json.dumps(value).encode(), [], now_ms))
         if out:
             sent: Awaitable[Any] = await self.context.outward.send(self.context.topics["totals"], out)
             await sent
+
+
+def recorded(context: Context, partitions: Iterable[Partition]) -> dict[bytes, Rule]:
+    """Evidence key -> rule, of all that is to be recorded: what recalculations say, and what views read that are kept."""
+    rules = context.recalculations.recorded()
+    for partition in partitions:
+        for view in partition.views.all:
+            rules.update(view.projection.rules)
+    return rules

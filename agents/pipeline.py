@@ -80,6 +80,7 @@ class Pipeline:
         self._step_done = step_done
         self._depth = depth
         self._taken = 0
+        self._waiting = 0
         self._on_their_way = 0
         self._freed = asyncio.Event()
         self._closed = False
@@ -88,9 +89,19 @@ class Pipeline:
         steps = (self._send_changes, self._send_handoffs, self._send_changelog, self._write)
         self._tasks = [asyncio.create_task(self._run(i, step)) for i, step in enumerate(steps)]
 
-    async def room(self) -> bool:
-        """Waits until a decision may be added; the caller must `add` one or give the room back with `spare`. False when closed meanwhile."""
-        await self._until(lambda: self._taken < self._depth)
+    async def room(self, behind: bool = False) -> bool:
+        """Waits until a decision may be added; the caller must `add` one or give the room back with `spare`. False when closed meanwhile.
+
+        *behind*: for work that lets the living pass: it waits while others do, and leaves room for them.
+        """
+        if behind:
+            await self._until(lambda: not self._waiting and self._taken <= self._depth // 2)
+        else:
+            self._waiting += 1
+            try:
+                await self._until(lambda: self._taken < self._depth)
+            finally:
+                self._waiting -= 1
         if self._closed:
             return False
         self._taken += 1

@@ -9,55 +9,66 @@ import json
 from typing import Any
 
 from schemas.journey import journey_json
+from schemas.recalculation import LIVE
 from state import records
 from state.evidence import Evidence, moment_ms
 from state.identity import Identity
 from state.progress import BEGINNING, Progress
 from state.views import View, group_key, index_prefix, split_index_key
 
-from .building import BUILDING
 from .partition import Partition
 
 CONVERTED, DROPPED_OFF = "converted", "dropped_off"
 
 
-def view_of(partition: Partition, journey: str, version: int | None) -> View | None:
-    """The newest complete view of a journey here, or that of *version*; None when there is none."""
-    complete = [
+def readable(partition: Partition, view: View) -> bool:
+    """Whether *view* is complete here, and of evidence to which everybody has switched."""
+    if view.id not in partition.building.complete:
+        return False
+    behind = view.source.recalculation
+    one = None if behind is None else partition.context.recalculations.records.get(behind)
+    return behind is None or (one is not None and one.state == LIVE)
+
+
+def view_of(partition: Partition, journey: str, version: int | None, generation: int | None) -> View | None:
+    """The newest readable view of a journey here, or that of *version*, or of *version* and *generation*; None when there is none."""
+    found = [
         v for v in partition.views.all
-        if v.journey.id == journey and partition.building.state[v.id] != BUILDING and version in (None, v.journey.version)
+        if v.journey.id == journey and readable(partition, v) and version in (None, v.journey.version)
+        and generation in (None, v.source.generation)
     ]  # fmt: skip
-    return max(complete, key=lambda v: v.journey.version or 0, default=None)
+    return max(found, key=lambda v: v.order, default=None)
 
 
-def versions(partition: Partition, journey: str) -> dict[int, float]:
-    """Version -> how far its view is built, 0 to 1. A scan goes by contact id, so the progress of an unfinished one is a guess by its first bytes."""
-    found: dict[int, float] = {}
-    for view in partition.views.all:
-        if view.journey.id == journey:
-            complete = partition.building.state[view.id] != BUILDING
-            found[view.journey.version or 0] = 1.0 if complete else partition.building.scanned(view)
-    return found
+def versions(partition: Partition, journey: str) -> list[list[Any]]:
+    """`[version, generation, progress, readable]` of each view of a journey.
+
+    A scan goes by contact id, so the progress of an unfinished one is a guess by its first bytes.
+    """
+    return [
+        [*view.order, partition.building.scanned(view), readable(partition, view)]
+        for view in partition.views.all
+        if view.journey.id == journey
+    ]
 
 
 def journeys(partition: Partition, only: str | None) -> dict[str, Any]:
-    """The newest version of every journey here, or of one, and how far its view is built: journey -> [version, progress]."""
-    found: dict[str, list[float]] = {}
+    """The newest readable view of every journey here, or of one: journey -> [version, generation]."""
+    found: dict[str, tuple[int, int]] = {}
     for view in partition.views.all:
-        version = view.journey.version or 0
-        if only in (None, view.journey.id) and version >= found.get(view.journey.id, [0])[0]:
-            complete = partition.building.state[view.id] != BUILDING
-            found[view.journey.id] = [version, 1.0 if complete else partition.building.scanned(view)]
-    return {"journeys": found}
+        if only in (None, view.journey.id) and view.order > found.get(view.journey.id, (-1, 0)) and readable(partition, view):
+            found[view.journey.id] = view.order
+    return {"journeys": {id_: list(order) for id_, order in found.items()}}
 
 
-def results(partition: Partition, journey: str, version: int | None, group: str | None) -> dict[str, Any]:
-    """Versions and, of the version asked for or the newest complete one, the cells `[kind, stage, bucket, count]`."""
-    view = view_of(partition, journey, version)
+def results(partition: Partition, journey: str, version: int | None, generation: int | None, group: str | None) -> dict[str, Any]:
+    """All views' versions and, of the one asked for or the newest readable, the cells `[kind, stage, bucket, count]`."""
+    view = view_of(partition, journey, version, generation)
     cells = {} if view is None else partition.totals.get(view.id, {}).get(group or "", {})
     return {
         "versions": versions(partition, journey),
         "version": None if view is None else view.journey.version,
+        "generation": None if view is None else view.source.generation,
         "journey": None if view is None else journey_json(view.journey),
         "cells": [[kind, stage, bucket, count] for (kind, stage, bucket), count in cells.items()],
         "groups": [] if view is None else sorted(g for g, c in partition.totals.get(view.id, {}).items() if g and c),
@@ -68,6 +79,7 @@ def listed(
     partition: Partition,
     journey: str,
     version: int | None,
+    generation: int | None,
     stage: int,
     who: str,
     group: str | None,
@@ -78,9 +90,10 @@ def listed(
 
     A row's key is `(furthest stage, its moment, name)` as bytes: it orders rows over all partitions. *after* is the key of the last row seen.
     """
-    view = view_of(partition, journey, version)
+    view = view_of(partition, journey, version, generation)
     if view is None:
-        return {"version": None, "total": 0, "rows": []}
+        return {"version": None, "generation": None, "total": 0, "rows": []}
+    shown = {"version": view.journey.version, "generation": view.source.generation}
     last = len(view.journey.stages)
     cells = partition.totals.get(view.id, {}).get(group or "", {})
     reached = [cells.get(("r", k, 0), 0) for k in range(1, last + 2)]
@@ -88,7 +101,7 @@ def listed(
     if who == CONVERTED:
         total, furthest = reached[stage - 1], range(stage, last + 1)
     elif stage == last:
-        return {"version": view.journey.version, "total": 0, "rows": []}  # none drops off the last stage
+        return {**shown, "total": 0, "rows": []}  # none drops off the last stage
     else:
         total, furthest = reached[stage - 1] - reached[stage], range(stage, stage + 1)
     head = len(index_prefix(view.id, group8))
@@ -113,7 +126,7 @@ def listed(
                     "groups": list(groups),
                 }
             )
-    return {"version": view.journey.version, "total": total, "rows": rows}
+    return {**shown, "total": total, "rows": rows}
 
 
 def _holder(partition: Partition, contact: str) -> tuple[Evidence, tuple[str, tuple[str, ...], int | None] | None]:
@@ -143,9 +156,9 @@ def contact(partition: Partition, id_: str) -> dict[str, Any]:
     profile = identity.profiles.get(identity.name)
     seen: dict[str, View] = {}
     for view in partition.views.all:
-        if partition.building.state[view.id] != BUILDING:
+        if readable(partition, view):
             best = seen.get(view.journey.id)
-            if best is None or (view.journey.version or 0) > (best.journey.version or 0):
+            if best is None or view.order > best.order:
                 seen[view.journey.id] = view
     return {
         "partition": partition.number,

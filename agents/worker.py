@@ -15,14 +15,17 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from aiohttp import web
 
 from agents import internal, metrics
-from agents.journeys import JourneysReader
+from agents.catalog import RECALCULATIONS, REPORTS, CatalogReader
+from agents.driver import Driver
 from agents.partition import SOURCES, Context
 from agents.partitions import Partitions
+from agents.reporter import Reporter
 from state.ledger import Memory
 from state.matching import Matcher
 from streams.app import App, WorkerCrashed, build_app, run_app
@@ -33,7 +36,7 @@ log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
 """A worker that was told to end is gone after so long, whatever still holds it."""
-TOPICS = (*SOURCES, "journeys", "stage-changes", "totals", "rejected")
+TOPICS = (*SOURCES, "journeys", RECALCULATIONS, REPORTS, "stage-changes", "totals", "rejected")
 CHANGELOG = "evidence-changelog"
 
 
@@ -94,50 +97,67 @@ async def run_worker(
         failed=failed,
         ahead_ms=settings.max_future_ms,
         max_merges=settings.max_merges,
-        matcher=Matcher(()),
+        matcher=Matcher({}),
         catalog={},
         step_done=step_done,
     )
-    journeys = JourneysReader(topics["journeys"], kafka, lambda catalog: partitions.apply(catalog), failed)  # noqa: PLW0108 made below
-    partitions = Partitions(context, journeys, app.reflected)
+
+    def moved() -> None:
+        reporter.moved()
+        driver.moved()
+
+    catalog = CatalogReader(topics, kafka, lambda: partitions.apply(), moved, failed)  # noqa: PLW0108 made below
+    partitions = Partitions(context, catalog, app.reflected)
+    context.common = lambda journey: catalog.catalog.reports.common(journey, settings.partitions)
+    reporter = Reporter(partitions, catalog, lambda: app.serving)
+    driver = Driver(
+        partitions, catalog, lambda: app.serving, cron=settings.recalculation_schedule, zone=settings.recalculation_time_zone,
+        keep_ms=settings.evidence_retention_ms,
+    )  # fmt: skip
     app.partitions = partitions
     server = web.AppRunner(internal.application(partitions, lambda: app.serving), access_log=None)
     await server.setup()
     await web.SockSite(server, listener).start()
     try:
-        await journeys.start()
+        await catalog.start()
         if started is not None:
             started(url)
         # What was made so far stays: the garbage collector need not look at it again and again while batches come and go.
         gc.collect()
         gc.freeze()
         gc.set_threshold(200_000, 20, 100)
-        ticking = asyncio.create_task(_tick(settings, app, partitions, failed))
+        beside = [asyncio.create_task(_beside(run, failed)) for run in (_tick(settings, app, partitions), reporter.run(), driver.run())]
         try:
             await run_app(app, stop, broken)
         finally:
-            ticking.cancel()
-            await asyncio.wait([ticking])
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
     finally:
-        await journeys.stop()
+        await catalog.stop()
         await server.cleanup()
 
 
-async def _tick(settings: Settings, app: App, partitions: Partitions, failed: Callable[[BaseException], None]) -> None:
-    """Publishes changed totals, and the metrics that are only looked at."""
-    foreign = 0
+async def _beside(run: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> None:
+    """What runs beside the partitions; without it the worker cannot go on."""
     try:
-        while True:
-            await asyncio.sleep(settings.totals_interval_seconds)
-            if app.serving:
-                partitions.settle()
-                await partitions.publish_totals()
-            metrics.FOREIGN_RECORDS.inc(app.changelog.foreign_records - foreign)
-            foreign = app.changelog.foreign_records
+        await run
     except asyncio.CancelledError:
         raise
     except BaseException as error:
         failed(error)
+
+
+async def _tick(settings: Settings, app: App, partitions: Partitions) -> None:
+    """Publishes changed totals, and the metrics that are only looked at."""
+    foreign = 0
+    while True:
+        await asyncio.sleep(settings.totals_interval_seconds)
+        if app.serving:
+            partitions.settle()
+            await partitions.publish_totals()
+        metrics.FOREIGN_RECORDS.inc(app.changelog.foreign_records - foreign)
+        foreign = app.changelog.foreign_records
 
 
 def main(settings: Settings) -> int:

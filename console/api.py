@@ -15,7 +15,7 @@ from schemas.journey import ADDED, Journey, journey_json, parse_journey
 from schemas.rules import catalogue_data
 from schemas.wire import MAX_ID
 
-from . import models
+from . import api_recalculations, models
 from .backend import Backend
 from .bodies import read_body
 from .errors import ApiError
@@ -68,6 +68,7 @@ def build(backend: Backend) -> FastAPI:
     _contacts(app, backend)
     _facts(app, backend)
     _operations(app, backend)
+    api_recalculations.install(app, backend)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
@@ -119,7 +120,8 @@ def _journeys(app: FastAPI, backend: Backend) -> None:
         + GUARD,
     )
     async def save_journey(journey_id: JourneyId, request: Request, response: Response, if_match: IfMatch = None) -> Any:
-        journey = _journey(journey_id, await read_body(request))
+        new = backend.store.get(journey_id) is None
+        journey = _journey(journey_id, await read_body(request), scheduled=new and bool(backend.settings.recalculation_schedule))
         saved, created = await backend.store.put(journey, _expected(if_match))
         (found,) = await shown([saved])
         response.status_code = 201 if created else 200
@@ -136,8 +138,8 @@ def _journeys(app: FastAPI, backend: Backend) -> None:
         await backend.store.delete(journey_id, _expected(if_match))
 
 
-def _journey(id_: str, body: bytes) -> Journey:
-    """The journey that *body* says. Raises `ApiError`, `Refused`."""
+def _journey(id_: str, body: bytes, scheduled: bool) -> Journey:
+    """The journey that *body* says; *scheduled*: its flag, where the body has none. Raises `ApiError`, `Refused`."""
     try:
         data = msgspec.json.decode(body)
     except RecursionError:
@@ -148,6 +150,8 @@ def _journey(id_: str, body: bytes) -> Journey:
         given = data.setdefault("id", id_)
         if isinstance(given, str) and given != id_:
             raise ApiError(409, "other_id", f'the body is journey "{given[:100]}", the address is that of "{id_[:100]}"; make them the same', "id")
+        if scheduled:
+            data.setdefault("scheduled_recalculation", True)
         for name in ADDED:
             data.pop(name, None)
         for stage in data["stages"] if isinstance(data.get("stages"), list) else ():

@@ -20,6 +20,7 @@ from .facts import Checked
 from .journeys import JourneyStore
 from .kafka import Offsets, Writer, now_ms
 from .live import Live
+from .recalculations import RecalculationStore
 from .rejected import RejectedReader
 from .workers import Answers, GroupDirectory, Workers, fixed
 
@@ -34,12 +35,13 @@ class Backend:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.broker_kind = "kafka"
-        self.topics = {short: settings.topic_prefix + short for short in (*results.SOURCES, "journeys", "rejected")}
+        self.topics = {short: settings.topic_prefix + short for short in (*results.SOURCES, "journeys", "recalculations", "rejected")}
         kafka = aiokafka_kwargs(settings)
         self.partition_count = settings.partitions
         self.writer = Writer(kafka, self.partition_count)
         self.offsets = Offsets({s: self.topics[s] for s in results.SOURCES}, kafka, self.partition_count)
         self.store = JourneyStore(self.topics["journeys"], kafka, self._write_journey, now_ms)
+        self.recalculations = RecalculationStore(self.topics["recalculations"], kafka, self.writer.control, now_ms)
         self.rejected = RejectedReader(self.topics["rejected"], kafka)
         self._directory = None if settings.workers else GroupDirectory(settings.group, kafka)
         find = fixed(settings.workers) if self._directory is None else self._directory.find
@@ -54,15 +56,16 @@ class Backend:
         await self.writer.start()
         await self.offsets.start()
         await self.store.start()
+        await self.recalculations.start()
 
     async def stop(self) -> None:
-        for part in (self.store, self.offsets, self.writer, self.workers, self._directory):
+        for part in (self.store, self.recalculations, self.offsets, self.writer, self.workers, self._directory):
             if part is not None:
                 with contextlib.suppress(OSError):
                     await part.stop()
 
     async def _write_journey(self, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> int:
-        return await self.writer.journey(self.topics["journeys"], key, value, headers)
+        return await self.writer.control(self.topics["journeys"], key, value, headers)
 
     # ------------------------------------------------------------------ questions
 
@@ -82,16 +85,15 @@ class Backend:
         return behind
 
     async def _settled(self, journey: Journey, asked: int | None, group: str | None) -> tuple[results.Choice, Answers, int]:
-        """Which version all partitions can answer for, and what they say of it, from one state of each partition."""
-        newest = journey.version or 1
-        version = asked
+        """Which view all partitions can answer for, and what they say of it, from one state of each partition."""
+        version, generation = asked, None
         for _ in range(STEADY_TRIES):
-            query = _query(journey=journey.id, version=version, group=group)
+            query = _query(journey=journey.id, version=version, generation=generation, group=group)
             answers, behind = await self._ask("/internal/results", query)
-            choice = results.choose(newest, answers.partitions, asked)
-            if choice.version is None or all(said["version"] == choice.version for said in answers.partitions.values()):
+            choice = results.choose(self.recalculations.wanted(journey), answers.partitions, asked)
+            if choice.view is None or all((said["version"], said["generation"]) == choice.view for said in answers.partitions.values()):
                 return choice, answers, behind
-            version = choice.version
+            version, generation = choice.view
         raise _later("partitions_unavailable", "the partitions are switching between versions; try again")
 
     def _body(self, journey: Journey, version: int | None, answers: Answers) -> Journey:
@@ -120,7 +122,7 @@ class Backend:
             "progress": choice.progress,
             "lag": behind,
             "as_of": format_ms(answers.as_of_ms),
-            "recalculated_at": None,
+            "recalculated_at": self.recalculations.finished_at(body),
             "group": group,
             "stages": results.rows(body, parts),
         }
@@ -131,21 +133,22 @@ class Backend:
         """A page of the contacts behind a number. Raises `ApiError`: 404, 422, 503."""
         after = results.decode_cursor(cursor).hex() if cursor is not None else None
         journey = self.store.known(id_)
-        version: int | None = journey.version
+        version, generation = journey.version, self.recalculations.wanted(journey).generation
         for _ in range(STEADY_TRIES):
             body = self.store.version(id_, version) if version is not None else journey
             if body is not None and stage > len(body.stages):
                 many = "1 stage" if len(body.stages) == 1 else f"{len(body.stages)} stages"
                 raise ApiError(404, "unknown_stage", f'journey "{id_}" has {many}, not {stage}; count from 1', "stage")
-            query = _query(journey=id_, version=version, stage=stage, who=who, group=group, limit=limit, after=after)
+            query = _query(journey=id_, version=version, generation=generation, stage=stage, who=who, group=group, limit=limit, after=after)
             answers = await self.workers.all_partitions("/internal/list", query)
-            if version is not None and all(said["version"] == version for said in answers.partitions.values()):
+            view = version, generation
+            if None not in view and all((said["version"], said["generation"]) == view for said in answers.partitions.values()):
                 total, rows, following = results.page(answers.partitions.values(), limit)
                 return {"total": total, "contacts": rows, "cursor": following}
             choice, _, _ = await self._settled(journey, None, group)
-            if choice.version is None:
+            if choice.view is None:
                 return {"total": None, "contacts": [], "cursor": None}
-            version = choice.version
+            version, generation = choice.view
         raise _later("partitions_unavailable", "the partitions are switching between versions; try again")
 
     async def contact(self, asked: str) -> dict[str, Any]:
@@ -190,9 +193,13 @@ class Backend:
         except ApiError:
             return dict.fromkeys((j.id for j in journeys), None)
         built = [said["journeys"] for said in answers.partitions.values()]
-        return {
-            j.id: "live" if all(b.get(j.id) == [j.version, 1.0] for b in built) else "calculating" for j in journeys
-        }
+        found: dict[str, str | None] = {}
+        for j in journeys:
+            wanted = self.recalculations.wanted(j)
+            target = [wanted.version, wanted.generation]
+            settled = wanted.generation is not None and wanted.recalculation is None
+            found[j.id] = "live" if settled and all(b.get(j.id, [0, 0]) >= target for b in built) else "calculating"
+        return found
 
     async def health(self) -> dict[str, Any]:
         """State of the whole (contract, section 4). Raises nothing: what does not answer is what it tells."""

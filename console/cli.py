@@ -11,10 +11,12 @@ from streams.settings import Settings
 
 from .cli_check import check
 from .cli_journeys import contact, journey
+from .cli_recalculations import recalculate, recalculations
 from .cli_rejected import rejected
 from .cli_send import send
 from .options import (
     CONSOLE,
+    RECALCULATOR,
     TOPICS,
     UP,
     WORKER,
@@ -78,6 +80,20 @@ def worker(settings: Settings) -> None:
 
 
 @cli.command()
+@settings_flags(*RECALCULATOR)
+def recalculator(settings: Settings) -> None:
+    """One recalculation job: reads the log again when asked. Start as many as you like; they share the log's partitions."""
+    connectable(settings)
+    from agents.recalculator import main as run
+
+    from .topics import require
+
+    log_to(settings, sys.stderr)
+    require(settings)
+    sys.exit(run(settings))
+
+
+@cli.command()
 @settings_flags(*CONSOLE, also={"--port": "console_port"})
 def console(settings: Settings) -> None:
     """The HTTP API, alone. Stateless: run as many as you like."""
@@ -122,6 +138,8 @@ cli.add_command(contact)
 cli.add_command(send)
 cli.add_command(check)
 cli.add_command(rejected)
+cli.add_command(recalculate)
+cli.add_command(recalculations)
 
 
 def log_to(settings: Settings, stream: TextIO, least: str | None = None) -> None:

@@ -87,12 +87,17 @@ def _checked(journeys: list[tuple[str, Any]]) -> list[tuple[str, dict[str, Any]]
     good, mistakes = [], []
     for name, one in journeys:
         try:
-            good.append((name, journey_json(parse_journey(one))))
+            good.append((name, _given(one, journey_json(parse_journey(one)))))
         except JourneyRefused as refused:
             mistakes += [f"{name}: {error.message}" for error in refused.errors]
     if mistakes:
         raise Failed("nothing was applied:\n" + "\n".join(mistakes))
     return good
+
+
+def _given(one: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """*said* without the flag that the file leaves to the API."""
+    return said if "scheduled_recalculation" in one else {k: v for k, v in said.items() if k != "scheduled_recalculation"}
 
 
 @journey.command(name="list")

@@ -55,7 +55,7 @@ class Writer:
         assert self._producer is not None, "started before it writes"
         return self._producer
 
-    async def journey(self, topic: str, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> int:
+    async def control(self, topic: str, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> int:
         """Writes one record to partition 0; its offset. Raises KafkaError."""
         metadata = await self.producer.send_and_wait(topic, value, key=key, headers=headers, partition=0)
         return int(metadata.offset)
@@ -131,6 +131,13 @@ class Offsets:
         async with broker(ASK_SECONDS):
             found = await self._consumer.beginning_offsets(list(wanted))
         return {wanted[tp]: offset for tp, offset in found.items()}
+
+    async def first_ms(self, source: str) -> int | None:
+        """The time of the oldest record on a topic, in milliseconds; None when there is none. Raises `ApiError` (503)."""
+        tps = self._partitions((source,))
+        async with broker(ASK_SECONDS):
+            found = await self._consumer.offsets_for_times(dict.fromkeys(tps, 0))
+        return min((at.timestamp for at in found.values() if at is not None and at.timestamp >= 0), default=None)
 
     async def _by_fetching(self, listed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """The true ends. Where the listed end is the one of the last time, so is the true one: the last batch is the same."""

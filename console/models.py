@@ -196,3 +196,38 @@ class Alive(_Answer):
 
 class Ready(_Answer):
     ready: bool
+
+
+class Recalculation(_Answer):
+    """A rebuilding of evidence from the log. Times are null until they come."""
+
+    id: str
+    state: Literal["planned", "filling", "switching", "live", "cancelled", "failed"]
+    cause: Literal["request", "edit", "schedule"]
+    journeys: list[str] = Field(description="for which it was asked; others with the same rules follow")
+    rules: list[str] = Field(description="whose evidence is rebuilt, in words")
+    progress: float = Field(ge=0, le=1)
+    events_read: int = Field(ge=0, description="activities of the log read so far")
+    events_total: int | None = Field(description="activities of the log to read; null until it is known")
+    events_per_second: float | None = Field(description="how fast it reads at present")
+    throttle: float | None = Field(description="how many activities a second it may read, as asked")
+    eta_seconds: float | None
+    changed: int | None = Field(description="contacts that stand elsewhere than before; null until it is live")
+    reason: str | None = Field(description="why it failed")
+    planned_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    log_from: Time | None = Field(description="the time of the oldest activity the log had; what happened before counts no longer")
+
+
+class Recalculations(_Answer):
+    recalculations: list[Recalculation] = Field(description="the newest first")
+    cursor: str | None
+    log_from: Time | None = Field(description="the time of the oldest activity on the log: what a recalculation begun now would see")
+
+
+class Schedule(_Answer):
+    cron: str | None = Field(description="null when there is no schedule")
+    time_zone: str
+    next_run: Time | None
+    last_run: Time | None

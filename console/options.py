@@ -24,10 +24,17 @@ TOPICS = (
 LOGS = ("log_level", "log_format")
 WORKER = (
     *BROKER, "partitions", "group", "group_instance_id", "session_timeout_seconds", "heartbeat_seconds", "standby_replicas", "data_dir", "memory_mb",
-    "worker_host", "worker_port", "worker_advertised_url", "max_future_hours", "max_merges", "totals_interval_seconds", *LOGS,
+    "worker_host", "worker_port", "worker_advertised_url", "max_future_hours", "max_merges", "totals_interval_seconds", "recalculation_schedule",
+    "recalculation_time_zone", "evidence_retention_days", *LOGS,
 )  # fmt: skip
-CONSOLE = (*BROKER, "partitions", "group", "workers", "console_host", "console_port", "max_future_hours", *LOGS)
-UP = tuple(name for name in dict.fromkeys((*TOPICS, *CONSOLE, *WORKER)) if name != "workers")
+CONSOLE = (
+    *BROKER, "partitions", "group", "workers", "console_host", "console_port", "max_future_hours", "recalculation_schedule",
+    "recalculation_time_zone", *LOGS,
+)  # fmt: skip
+RECALCULATOR = (
+    *BROKER, "partitions", "group", "session_timeout_seconds", "heartbeat_seconds", "max_future_hours", "recalculation_events_per_second", *LOGS,
+)  # fmt: skip
+UP = tuple(name for name in dict.fromkeys((*TOPICS, *CONSOLE, *WORKER, *RECALCULATOR)) if name != "workers")
 
 _SPECS = {spec.name: spec for spec in TABLE}
 F = TypeVar("F", bound=Callable[..., Any])

@@ -20,29 +20,48 @@ Ends = Mapping[tuple[str, int], int]
 
 
 class Choice(NamedTuple):
-    """Which version an answer speaks of. `version` is None when no version is complete on all partitions."""
+    """Which view an answer speaks of: `(version, generation)`, or None when none can be read on all partitions."""
 
-    version: int | None
+    view: tuple[int, int] | None
     status: str
     progress: float
 
+    @property
+    def version(self) -> int | None:
+        return None if self.view is None else self.view[0]
 
-def choose(newest: int, partitions: Mapping[int, Mapping[str, Any]], asked: int | None = None) -> Choice:
-    """The version to show: *asked*, or the newest that is complete everywhere (design, section 6, an edit).
 
-    `progress` is that of *newest* over all partitions; an answer is `live` when it shows it. Only versions up to *newest*, the one that the
-    journeys topic has, count.
+class Wanted(NamedTuple):
+    """What a journey should show: its version and generation (None while evidence is missing), and how far the recalculation is that concerns it."""
+
+    version: int
+    generation: int | None
+    recalculation: float | None
+
+
+def choose(wanted: Wanted, partitions: Mapping[int, Mapping[str, Any]], asked: int | None = None) -> Choice:
+    """What to show: of version *asked*, or of all up to the wanted one, the newest that can be read everywhere (design, section 6, an edit).
+
+    An answer is `live` when that is what is wanted and no recalculation is about to change it. Else `progress` is that of the recalculation, or of
+    the partitions that build it.
     """
-    built = [{int(v): progress for v, progress in said["versions"].items()} for said in partitions.values()]
-    target = newest if asked is None else asked
-    progress = sum(b.get(target, 0.0) for b in built) / len(built)
-    complete = {v for v in built[0] if v <= newest and all(b.get(v) == 1.0 for b in built)}
-    if asked is None:
-        version = max(complete, default=None)
-    else:
-        version = asked if asked in complete else None
-    live = version == target
-    return Choice(version, "live" if live else "calculating", 1.0 if live else min(progress, 0.999))
+    built = [{(v, g): (progress, readable) for v, g, progress, readable in said["versions"]} for said in partitions.values()]
+    found = {
+        view for view in built[0]
+        if (view[0] <= wanted.version if asked is None else view[0] == asked) and all(b.get(view, (0, False))[1] for b in built)
+    }  # fmt: skip
+    view = max(found, default=None)
+    if asked is not None and asked != wanted.version:
+        progress = 1.0 if view is not None else sum(max((p for (v, _), (p, _) in b.items() if v == asked), default=0.0) for b in built) / len(built)
+        return Choice(view, "live" if view is not None else "calculating", progress if view is not None else min(progress, 0.999))
+    if wanted.recalculation is not None:
+        return Choice(view, "calculating", min(wanted.recalculation, 0.999))
+    if wanted.generation is None:
+        return Choice(view, "calculating", 0.0)
+    target = wanted.version, wanted.generation
+    if view is not None and view >= target:
+        return Choice(view, "live", 1.0)
+    return Choice(view, "calculating", min(sum(b.get(target, (0.0, False))[0] for b in built) / len(built), 0.999))
 
 
 def rows(journey: Journey, parts: Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:

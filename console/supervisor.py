@@ -51,6 +51,7 @@ class Stack:
         self._lock: TextIO | None = None
         self._broker: EmbeddedBroker | None = None
         self._worker: GuardedProcess | None = None
+        self._recalculator: GuardedProcess | None = None
         self._tasks: list[asyncio.Task[Any]] = []
         self._stop = asyncio.Event()
         self.broken: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
@@ -59,6 +60,10 @@ class Stack:
     @property
     def worker_log(self) -> Path:
         return self._dir / "worker.log"
+
+    @property
+    def recalculator_log(self) -> Path:
+        return self._dir / "recalculator.log"
 
     async def __aenter__(self) -> Self:
         try:
@@ -90,7 +95,8 @@ class Stack:
         host = f"[{self.settings.worker_host}]" if ":" in self.settings.worker_host else self.settings.worker_host
         worker_url = self.settings.worker_advertised_url or f"http://{host}:{port}"
         self.settings = self.settings.replaced("this command", worker_port=port, workers=(worker_url,), console_port=listener.getsockname()[1])
-        self._start_worker()
+        self._worker = self._started("worker", self.worker_log)
+        self._recalculator = self._started("recalculator", self.recalculator_log)
         self._tasks.append(asyncio.create_task(self._watch()))
         self._say("starting the console")
         answering = asyncio.Event()
@@ -122,10 +128,10 @@ class Stack:
         except OSError:
             raise CannotStart(f"another waypost works in {self._dir}; end it, or choose another directory with --data") from None
 
-    def _start_worker(self) -> None:
+    def _started(self, command: str, log_file: Path) -> GuardedProcess:
         environ = {**os.environ, **self.settings.environment()}
         environ.pop("WAYPOST_CONFIG", None)  # all it says is in the environment already
-        self._worker = GuardedProcess([sys.executable, "-m", "console", "worker"], log=self.worker_log, env=environ)
+        return GuardedProcess([sys.executable, "-m", "console", command], log=log_file, env=environ)
 
     async def _ready(self, worker_url: str) -> None:
         import aiohttp
@@ -151,8 +157,9 @@ class Stack:
         for task in self._tasks[:1]:
             task.cancel()
             await asyncio.wait([task])
-        if self._worker is not None:
-            await asyncio.to_thread(self._worker.stop)
+        for child in (self._recalculator, self._worker):
+            if child is not None:
+                await asyncio.to_thread(child.stop)
         if self._broker is not None:
             await asyncio.to_thread(self._broker.stop)
         if self._lock is not None:
@@ -166,25 +173,30 @@ class Stack:
             self.broken.set_result(f"the console ended: {error or 'without a reason'}")
 
     async def _watch(self) -> None:
-        """Starts the worker again when it dies; without its broker nothing can go on."""
-        wait, born = FIRST_WAIT_SECONDS, time.monotonic()
+        """Starts the worker and the recalculator again when they die; without its broker nothing can go on."""
+        waits: dict[str, tuple[float, float]] = {}  # command -> (how long to wait next time, when it was started)
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self._broker is not None and not self._broker.alive:
                 if not self.broken.done():
                     self.broken.set_result(f"the embedded broker ended, and all it held with it; its log is {self._broker.log}")
                 return
-            worker = self._worker
-            assert worker is not None
-            if worker.alive:
-                continue
-            if time.monotonic() - born > STEADY_SECONDS:
-                wait = FIRST_WAIT_SECONDS
-            log.error("the worker ended with exit code %s; starting it again in %g s. Its log ends:\n%s", worker.exit_code, wait, worker.tail(5))
-            await asyncio.to_thread(worker.stop)
-            await asyncio.sleep(wait)
-            wait, born = min(wait * 2, LONGEST_WAIT_SECONDS), time.monotonic()
-            self._start_worker()
+            for command, child in (("worker", self._worker), ("recalculator", self._recalculator)):
+                assert child is not None
+                wait, born = waits.setdefault(command, (FIRST_WAIT_SECONDS, time.monotonic()))
+                if child.alive:
+                    continue
+                if time.monotonic() - born > STEADY_SECONDS:
+                    wait = FIRST_WAIT_SECONDS
+                ended = "the %s ended with exit code %s; starting it again in %g s. Its log ends:\n%s"
+                log.error(ended, command, child.exit_code, wait, child.tail(5))
+                await asyncio.to_thread(child.stop)
+                await asyncio.sleep(wait)
+                waits[command] = min(wait * 2, LONGEST_WAIT_SECONDS), time.monotonic()
+                if command == "worker":
+                    self._worker = self._started(command, self.worker_log)
+                else:
+                    self._recalculator = self._started(command, self.recalculator_log)
 
 
 async def until_told(stack: Stack) -> str | None:

@@ -46,7 +46,7 @@ def said_of(views: Iterable[View], holder: bytes, hits: Hits) -> dict[str, Said]
             if reached > len(names):
                 names = tuple(stage.name for stage in version.journey.stages[:reached])
         if names:
-            said[view.journey.id] = Said(view.journey.version or 0, view.settled(holder), names)
+            said[view.journey.id] = Said(view.journey.version or 0, view.settled(holder), names, view.source.generation)
     return said
 
 
@@ -57,7 +57,7 @@ def perhaps_said(views: Iterable[View]) -> dict[str, Said]:
         if view.speaks:
             longest = max((view, *view.predecessors), key=lambda version: len(version.journey.stages))
             names = tuple(stage.name for stage in longest.journey.stages)
-            said[view.journey.id] = Said(view.journey.version or 0, False, names)
+            said[view.journey.id] = Said(view.journey.version or 0, False, names, view.source.generation)
     return said
 
 
@@ -76,7 +76,7 @@ def part_said(view: View, part: Part) -> tuple[Spoken, int]:
     said = part.said.get(view.journey.id)
     if said is None:
         return (part.name, ()), 0
-    if said.settled and said.version == (view.journey.version or 0):
+    if said.settled and (said.version, said.generation) == view.order:
         return (part.name, view.project(part.hits)), len(said.stages)
     return (part.name, None), len(said.stages)
 

@@ -6,8 +6,8 @@ be done, and in which order its caller must do it: changes, handoffs, records to
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from schemas.changes import StageChange
@@ -25,7 +25,7 @@ from .announcement import (
 )
 from .evidence import Evidence, moment_ms
 from .identity import Identity, Merge, place
-from .messages import ACTIVITY, EDIT, MERGE, Join, Message, Origin, Part, Said, Unite
+from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Said, Unite
 from .progress import Progress
 from .totals import Cell, agreed, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
@@ -216,23 +216,35 @@ class Batch:
             else:
                 self._unite(person, message)
 
-    def scan(self, view: View, contacts: Iterable[str]) -> None:
-        """Takes holders among *contacts* into *view*, which is being built, and announces how they stand against what was said before.
+    def scan(self, views: Sequence[View], contacts: Iterable[str]) -> Counter[bytes]:
+        """Takes holders among *contacts* into *views*, which are being built, and announces how they stand against what was said before.
 
-        The caller moves the view's cursor past them afterwards. Nothing else may be in the same batch.
+        Returns, by view id, how many contacts stand elsewhere than the same version said; each counts once, at the first of the views. The caller
+        moves the views' cursor past them afterwards. Nothing else may be in the same batch.
         """
+        speaking = {view.id: view.cause for view in views if view.speaks and not view.told and not self._silent}
+        changed: Counter[bytes] = Counter()
         for contact in contacts:
             person = self._person(contact)
             if person.pointer is not None:
                 continue
             name, groups, _ = person.head
-            hits = person.evidence.hits
-            after = view.project(hits)
-            if view.speaks and not view.told:
-                spoken = predecessors_said(view, name, hits)
-                self._decision.changes.extend(differences(view, spoken, name, after, EDIT, None, {}))
-            marked = bool(person.evidence.marked and person.evidence.marked & view.rules)
-            self._place(view, person.contact, (name, groups, after, marked), 1)
+            evidence, counted = person.evidence, False
+            for view in views:
+                after = view.project(evidence.hits)
+                cause = speaking.get(view.id)
+                if cause is not None:
+                    spoken = predecessors_said(view, name, evidence.hits)
+                    because = view.source.recalculation if cause == RECALCULATION else None
+                    said = differences(view, spoken, name, after, cause, because, {})
+                    if said:
+                        self._decision.changes.extend(said)
+                        if cause == RECALCULATION and not counted:
+                            counted = True
+                            changed[view.id] += 1
+                marked = bool(evidence.marked and evidence.marked & view.rules)
+                self._place(view, person.contact, (name, groups, after, marked), 1)
+        return changed
 
     def restore(self, changed: Mapping[str, tuple[bytes | None, bytes | None]]) -> None:
         """Takes over records as the changelog has them: contact -> (evidence record, identity record). For silent batches: views follow."""

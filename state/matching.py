@@ -8,7 +8,7 @@ automaton, patterns in RE2 sets. What a value finds is remembered, since values 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import re2
 
 from schemas.activity import FIELDS
 from schemas.codec import WireActivity, activity_at_ms
-from schemas.rules import FieldTest, Rule, rule_key
+from schemas.rules import FieldTest, Rule
 from schemas.text import OPERATORS, RE2_OPTIONS, folded, pattern
 
 # Lone surrogates mark where a text starts and ends: neither a text decoded from UTF-8 nor an operand holds one.
@@ -193,20 +193,20 @@ class Patterns:
 
 
 class Matcher:
-    """Made for some rules, says which of them an activity meets.
+    """Made for some rules, by the key under which hits of each are kept, says which of them an activity meets.
 
     `faults`: how often the own code of a rule type (`Rule.accepts`) failed, by rule name; an activity on which it fails does not meet the rule.
     """
 
-    def __init__(self, rules: Iterable[Rule]) -> None:
+    def __init__(self, rules: Mapping[bytes, Rule]) -> None:
         self.faults: Counter[str] = Counter()
         self._memo = Memo()
         by_type: dict[str, dict[bytes, Rule]] = defaultdict(dict)
         every: dict[bytes, Rule] = {}
-        for rule in rules:
+        for key, rule in rules.items():
             types = rule.activity_types()
             for bucket in [every] if types is None else [by_type[t] for t in types]:
-                bucket[rule_key(rule)] = rule
+                bucket[key] = rule
         self._other = self._compile(every)
         self._lower = {type_: self._compile({**of_type, **every}) for type_, of_type in by_type.items()}
         self._types: dict[str, Callable[[WireActivity], Keys]] = {}  # as activities spell them

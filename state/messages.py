@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .identity import Merge, Profile
 
-ACTIVITY, MERGE, ERASURE, EDIT = "activity", "merge", "erasure", "edit"
+ACTIVITY, MERGE, ERASURE, EDIT, RECALCULATION = "activity", "merge", "erasure", "edit", "recalculation"
 
 
 class Origin(NamedTuple):
@@ -22,11 +22,13 @@ class Origin(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What was announced of a person in one journey: by which version last, whether only by that one, and the names of the stages it went to."""
+    """What was announced of a person in one journey: by which version last, whether only by that one, and the names of the stages it went to;
+    `generation`: that of the version's evidence (`views.Source`)."""
 
     version: int
     settled: bool
     stages: tuple[str, ...]
+    generation: int = 0
 
 
 class Part(NamedTuple):

@@ -113,7 +113,13 @@ class Projection:
 
     __slots__ = ("_asking", "_stages", "journey", "rules", "stage_rules")
 
-    def __init__(self, journey: Journey, key: RuleKey = rule_key) -> None:
+    def __init__(self, journey: Journey, keys: Mapping[bytes, bytes] | None = None) -> None:
+        """*keys*: rule key -> key under which its hits are, where that is another."""
+
+        def key(rule: Rule) -> bytes:
+            own = rule_key(rule)
+            return own if keys is None else keys.get(own, own)
+
         self.journey = journey
         self.stage_rules: list[dict[bytes, Rule]] = [
             {key(rule): rule for rule in rules_of(stage.condition)} for stage in journey.stages

@@ -11,12 +11,14 @@ The group of all persons is eight zero bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
+from typing import NamedTuple
 
 from schemas.hashing import h8
 from schemas.journey import Journey, body_digest
 
+from .messages import EDIT, RECALCULATION
 from .progress import Progress, Projection
 from .totals import Cell
 
@@ -27,15 +29,28 @@ _COUNT = struct.Struct(">q")
 _INDEX_HEAD = 1 + 8 + 8
 
 
+class Source(NamedTuple):
+    """Where the evidence of a journey's rules stands: rule key -> evidence key (the same where it is not named).
+
+    `generation` grows with each switch to other evidence, forth and back; `recalculation`: the newest behind it.
+    """
+
+    keys: Mapping[bytes, bytes] = {}
+    generation: int = 0
+    recalculation: str | None = None
+
+
 class View:
-    """One journey version over one partition.
+    """One journey version, over the evidence of one generation, over one partition.
 
     `cursor` is None when the view is complete. Else a scan is building it: contacts up to the cursor (their ids as bytes) are in it, the others
     are not yet. `told`: its stage changes are out for everybody; where its index is lost and built again, there is nothing to tell.
     `speaks`: it is the newest of its journey, which alone announces; `predecessors` are those that announced before, until it is told.
+    `changed`: contacts whose stages the scan found to be others than those of the same version before.
     """
 
     __slots__ = (
+        "changed",
         "cursor",
         "id",
         "journey",
@@ -43,22 +58,37 @@ class View:
         "project",
         "projection",
         "rules",
+        "source",
         "speaks",
         "told",
         "watched",
     )
 
-    def __init__(self, journey: Journey, cursor: bytes | None = None, told: bool = False) -> None:
+    def __init__(
+        self, journey: Journey, cursor: bytes | None = None, told: bool = False, source: Source = Source(), changed: int = 0
+    ) -> None:
         self.journey = journey
-        self.projection = Projection(journey)
+        self.source = source
+        self.changed = changed
+        self.projection = Projection(journey, source.keys)
         self.project = self.projection.project
         self.rules = frozenset(self.projection.rules)
-        self.id = view_id(journey)
+        self.id = view_id(journey, source)
         self.cursor = cursor
         self.told = told
         self.speaks = True
         self.predecessors: tuple[View, ...] = ()
         self.watched = self.rules  # with those of its predecessors
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The newest view of a journey has the greatest: version, then generation."""
+        return self.journey.version or 0, self.source.generation
+
+    @property
+    def cause(self) -> str:
+        """Why it says what it says: `recalculation` where it comes in place of the same version, else `edit`."""
+        return RECALCULATION if any(view.journey.version == self.journey.version for view in self.predecessors) else EDIT
 
     def follow(self, predecessors: Iterable[View]) -> None:
         """From now on this view announces, in place of *predecessors*."""
@@ -74,10 +104,11 @@ class View:
         return self.told or self.includes(contact)
 
 
-def view_id(journey: Journey) -> bytes:
-    """8 bytes that stand for a journey's version and what it says."""
-    text = f"{journey.id}\0{journey.version}\0".encode()
-    return blake2b(text + body_digest(journey), digest_size=8).digest()
+def view_id(journey: Journey, source: Source = Source()) -> bytes:
+    """8 bytes that stand for a journey's version, what it says, and where its evidence stands."""
+    text = f"{journey.id}\0{journey.version}\0{source.generation}\0".encode()
+    keys = b"".join(rule + key for rule, key in sorted(source.keys.items()))
+    return blake2b(text + body_digest(journey) + keys, digest_size=8).digest()
 
 
 class Views:

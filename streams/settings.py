@@ -11,9 +11,12 @@ import ssl
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from cronsim import CronSim, CronSimError
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -114,6 +117,16 @@ class Settings(BaseModel):
     max_merges: int = Field(10_000, ge=1, description="How many merges one person may have; further ones are rejected.")
     totals_interval_seconds: float = Field(1.0, ge=0.05, description="How often a worker publishes changed totals.")
 
+    # --- recalculation
+    recalculation_schedule: str = Field("", max_length=200, description="When journeys whose `scheduled_recalculation` is on are "
+                                        "recalculated: a cron expression, `0 2 * * *` for every night at two. Empty: never by itself.")
+    recalculation_time_zone: str = Field("UTC", max_length=100, description="Time zone in which `recalculation_schedule` is read, such as "
+                                         "Europe/Berlin.")
+    recalculation_events_per_second: float | None = Field(None, gt=0, description="Activities a second that recalculations read at most, "
+                                                          "unless one says otherwise. Empty: as fast as the living allows.")
+    evidence_retention_days: float = Field(7.0, ge=0, description="How long evidence of rules that no journey needs any more is kept, so that "
+                                           "undoing an edit is quick.")
+
     # --- logs
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
         "INFO", description="What is logged: this and all that is graver.")
@@ -194,6 +207,25 @@ class Settings(BaseModel):
             raise ValueError("there is no such file; name a PEM file that this process may read")
         return value
 
+    @field_validator("recalculation_schedule")
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        if value.strip():
+            try:
+                CronSim(value.strip(), datetime.now(UTC))
+            except CronSimError as error:
+                raise ValueError(f"{value!r} is no cron expression: {error}; write for example `0 2 * * *`, every night at two") from None
+        return value.strip()
+
+    @field_validator("recalculation_time_zone")
+    @classmethod
+    def _zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(f"{value!r} is no time zone known here; write one of the IANA list, for example Europe/Berlin") from None
+        return value
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         sasl, tls = self.security_protocol.startswith("SASL"), self.security_protocol.endswith("SSL")
@@ -228,6 +260,11 @@ class Settings(BaseModel):
     def max_future_ms(self) -> int:
         """How far ahead of the clock an activity's time may be, in milliseconds."""
         return int(self.max_future_hours * 3_600_000)
+
+    @property
+    def evidence_retention_ms(self) -> int:
+        """How long evidence that no journey needs is kept, in milliseconds."""
+        return int(self.evidence_retention_days * DAY_MS)
 
     @property
     def uses_tls(self) -> bool:

@@ -97,6 +97,8 @@ TABLE: tuple[TopicSpec, ...] = (
     TopicSpec("handoffs", "contact id of the addressee", "Handoff", "workers", True, "delete", "7 days", 16 * MIB, internal=True),
     TopicSpec("recalculations", "recalculation id", "Recalculation: its state and progress", "console, workers, recalculator", False,
               "compact", "the newest of each recalculation", MIB),
+    TopicSpec("recalculation-reports", "`recalculation/worker or job/partition`", "how far a partition is with a recalculation",
+              "workers, recalculator", False, "compact", "the newest of each key", MIB, internal=True),
     TopicSpec("rebuilt-evidence", "contact id", "evidence under an epoch", "recalculator", True, "delete", "7 days", 16 * MIB,
               internal=True),
     # Larger than what the input topics take: the record comes with its key and headers, and ours on top.

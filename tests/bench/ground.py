@@ -23,7 +23,11 @@ import psutil
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
+from schemas import recalculation
+from schemas.journey import parse_journey
+from schemas.recalculation import EDIT, LIVE, Recalculation
 from schemas.times import parse_ms
+from state.recalculation import rules_by_key
 from streams import topics
 from streams.brokers import free_port
 from streams.guarded import GuardedProcess
@@ -139,7 +143,7 @@ class Worker:
         if body is None:
             return False
         found = json.loads(body)["partitions"]
-        complete = [sum(progress == 1.0 for _, progress in p["journeys"].values()) for p in found.values()]
+        complete = [len(p["journeys"]) for p in found.values()]
         return len(complete) == partitions and min(complete) >= journeys
 
     def cells(self, journey: str) -> dict[tuple[str, int, int], int]:
@@ -171,10 +175,18 @@ class Ground:
     # ---------------------------------------------------------------- what is written
 
     def apply(self, journeys: Iterable[dict[str, Any]]) -> None:
-        """Writes *journeys* to their topic, as the console does."""
+        """Writes *journeys* to their topic, as the console does, and the recalculation of their rules as it would have ended on an empty log."""
         producer = Producer(librdkafka_config(self.settings), logger=log)
+        parsed = []
         for journey in journeys:
             producer.produce(self.topic("journeys"), json.dumps(journey).encode(), journey["id"], partition=0)
+            parsed.append(parse_journey(journey))
+        rules = {key: rule for journey in parsed for key, rule in rules_by_key(journey).items()}
+        one = Recalculation(
+            id="begun-with", state=LIVE, cause=EDIT, journeys=tuple(journey.id for journey in parsed), rules=tuple(rules.values()), epoch=1,
+            planned_at=1, started_at=1, switched_at=1, finished_at=1, progress=1.0,
+        )  # fmt: skip
+        producer.produce(self.topic("recalculations"), recalculation.encode(one), one.id, partition=0)
         _flush(producer)
 
     def load(self, activities: Iterable[Made], count: int) -> None:
@@ -203,9 +215,9 @@ class Ground:
         self.progress(f"{self.name}: writing activities", written, count)
 
     def clear(self) -> None:
-        """Back to activities and journeys alone: everything that a worker made of them goes."""
+        """Back to activities, journeys and recalculations alone: everything that a worker made of them goes."""
         admin = AdminClient(librdkafka_config(self.settings))
-        made = [self.topic(spec.name) for spec in topics.TABLE if spec.name not in ("activities", "journeys")]
+        made = [self.topic(spec.name) for spec in topics.TABLE if spec.name not in ("activities", "journeys", "recalculations")]
         for future in admin.delete_topics(made).values():
             future.result()
         try:

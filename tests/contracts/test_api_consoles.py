@@ -42,7 +42,7 @@ async def store(settings: Settings) -> AsyncIterator[JourneyStore]:
     topic = topics.topic_name(settings, "journeys")
 
     async def send(key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> int:
-        return await writer.journey(topic, key, value, headers)
+        return await writer.control(topic, key, value, headers)
 
     await writer.start()
     found = JourneyStore(topic, kafka, send, now_ms)

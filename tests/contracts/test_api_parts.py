@@ -13,31 +13,42 @@ from hypothesis import strategies as st
 from console import figures, results
 from console.check import close
 from console.errors import ApiError
-from console.results import Choice
+from console.results import Choice, Wanted
 from console.workers import joined, member_url
 from schemas.journey import parse_journey
 
 
-def built(*versions: dict[str, float]) -> dict[int, dict[str, Any]]:
-    return {n: {"versions": v} for n, v in enumerate(versions)}
+def built(*views: list[list[Any]]) -> dict[int, dict[str, Any]]:
+    """By partition, `[version, generation, progress, readable]`."""
+    return {n: {"versions": v} for n, v in enumerate(views)}
+
+
+ONE, TWO, HALF = [1, 2, 1.0, True], [2, 2, 1.0, True], [2, 2, 0.5, False]
 
 
 @pytest.mark.parametrize(
-    ("what", "partitions", "newest", "asked", "choice"),
+    ("what", "partitions", "wanted", "asked", "choice"),
     [
-        ("complete everywhere", built({"2": 1.0}, {"2": 1.0}), 2, None, Choice(2, "live", 1.0)),
-        ("the old one meanwhile", built({"1": 1.0, "2": 0.5}, {"1": 1.0, "2": 1.0}), 2, None, Choice(1, "calculating", 0.75)),
-        ("nothing yet", built({"1": 0.0}, {"1": 1.0}), 1, None, Choice(None, "calculating", 0.5)),
-        ("workers have not heard of it", built({}, {}), 1, None, Choice(None, "calculating", 0.0)),
-        ("workers know more than the console", built({"2": 1.0, "3": 1.0}, {"2": 1.0}), 2, None, Choice(2, "live", 1.0)),
-        ("an old one that is kept", built({"1": 1.0, "2": 1.0}, {"1": 1.0, "2": 1.0}), 2, 1, Choice(1, "live", 1.0)),
-        ("an old one that is gone somewhere", built({"1": 1.0, "2": 1.0}, {"2": 1.0}), 2, 1, Choice(None, "calculating", 0.5)),
-        ("almost", built({"1": 1.0}, {"1": 0.9999999}), 1, None, Choice(None, "calculating", 0.999)),
+        ("complete everywhere", built([TWO], [TWO]), Wanted(2, 2, None), None, Choice((2, 2), "live", 1.0)),
+        ("the old one meanwhile", built([ONE, HALF], [ONE, TWO]), Wanted(2, 2, None), None, Choice((1, 2), "calculating", 0.75)),
+        ("nothing yet", built([[1, 2, 0.0, False]], [ONE]), Wanted(1, 2, None), None, Choice(None, "calculating", 0.5)),
+        ("workers have not heard of it", built([], []), Wanted(1, 2, None), None, Choice(None, "calculating", 0.0)),
+        ("workers know more than the console", built([TWO, [3, 2, 1.0, True]], [TWO]), Wanted(2, 2, None), None, Choice((2, 2), "live", 1.0)),
+        ("an old one that is kept", built([ONE, TWO], [ONE, TWO]), Wanted(2, 2, None), 1, Choice((1, 2), "live", 1.0)),
+        ("an old one that is gone somewhere", built([ONE, TWO], [TWO]), Wanted(2, 2, None), 1, Choice(None, "calculating", 0.5)),
+        ("almost", built([ONE], [[1, 2, 0.9999999, False]]), Wanted(1, 2, None), None, Choice(None, "calculating", 0.999)),
+        ("rules never seen", built([ONE], [ONE]), Wanted(2, None, 0.3), None, Choice((1, 2), "calculating", 0.3)),
+        ("rules never seen, and nobody collects", built([ONE], [ONE]), Wanted(2, None, None), None, Choice((1, 2), "calculating", 0.0)),
+        ("a recalculation beside it", built([ONE], [ONE]), Wanted(1, 2, 0.4), None, Choice((1, 2), "calculating", 0.4)),
+        ("switching", built([ONE, [1, 4, 1.0, False]], [ONE, [1, 4, 0.5, False]]), Wanted(1, 4, 0.95), None, Choice((1, 2), "calculating", 0.95)),
+        ("one partition has switched", built([ONE, [1, 4, 1.0, True]], [ONE, [1, 4, 1.0, False]]), Wanted(1, 4, None), None,
+         Choice((1, 2), "calculating", 0.999)),
+        ("switched", built([ONE, [1, 4, 1.0, True]], [ONE, [1, 4, 1.0, True]]), Wanted(1, 4, None), None, Choice((1, 4), "live", 1.0)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_which_version_is_shown(what: str, partitions: Any, newest: int, asked: int | None, choice: Choice) -> None:
-    assert results.choose(newest, partitions, asked) == choice
+)  # fmt: skip
+def test_which_version_is_shown(what: str, partitions: Any, wanted: Wanted, asked: int | None, choice: Choice) -> None:
+    assert results.choose(wanted, partitions, asked) == choice
 
 
 def test_lag_is_what_is_not_reflected_yet() -> None:

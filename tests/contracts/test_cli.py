@@ -77,7 +77,7 @@ def test_every_option_says_what_it_does() -> None:
 def test_all_commands_of_the_contract_are_there() -> None:
     there = {" ".join(words) for words in commands()}
     assert {
-        "demo", "up", "worker", "console", "topics", "check", "config",
+        "demo", "up", "worker", "console", "recalculator", "recalculate", "recalculations", "topics", "check", "config",
         "journey apply", "journey list", "journey show", "journey results", "journey delete", "journey contacts",
         "contact show", "contact erase", "send", "rejected list",
     } <= there  # fmt: skip

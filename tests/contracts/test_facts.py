@@ -347,10 +347,11 @@ def test_another_distribution_adds_a_rule_by_one_class(tmp_path):
         from schemas import codec, rules
         from schemas.journey import parse_journey, journey_json
         from state.matching import Matcher
+        from state.recalculation import by_key
         rule = {"rule": "viewed_product", "title": "Loan", "at_least": 6}
         journey = parse_journey({"id": "j", "name": "J", "stages": [{"name": "S", "condition": {"any": [rule]}}]})
         assert parse_journey(journey_json(journey)) == journey
-        matcher = Matcher(journey.stages[0].condition.members)
+        matcher = Matcher(by_key(journey.stages[0].condition.members))
         for title in ("a loan", "loan", "nothing", None):
             raw = json.dumps({"contact_id": "c", "type": "ProductView", "at": 1, "title": title}).encode()
             print(len(matcher.match(codec.decode_activity(raw))), end=" ")

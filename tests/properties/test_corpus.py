@@ -70,7 +70,7 @@ def taken_in(sent: list[Sent]) -> list[tuple[Record, Refused]]:
     for offset, one in enumerate(sent):
         chunks[one.topic].append(Record(offset, AT_MS, one.key, one.value, one.headers))
     return [
-        *intake.activities(chunks["activities"], Matcher([]), NOW_MS, AHEAD_MS).refused,
+        *intake.activities(chunks["activities"], Matcher({}), NOW_MS, AHEAD_MS).refused,
         *intake.merges(chunks["contact-merges"], "contact-merges", 0, NOW_MS, AHEAD_MS).refused,
         *intake.profiles(chunks["contacts"], NOW_MS, AHEAD_MS).refused,
     ]

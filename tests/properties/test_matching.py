@@ -15,6 +15,7 @@ from schemas.rules import Contains, FieldTest, Rule, rule_key
 from schemas.text import OPERATORS
 from state import matching, oracle
 from state.matching import Matcher
+from state.recalculation import by_key
 
 # Small, with texts inside each other and letters whose cases are odd: ß folds to ss, K (Kelvin) to k, İ to i and a dot.
 PIECES = ["a", "A", "b", "ab", "aB", "/", ".pdf", "ß", "SS", "\u212a", "k", "İ", "i̇", "é", "É", "\x02", "日", " "]
@@ -95,7 +96,7 @@ def decoded(said):
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(some_rules, max_size=25), st.lists(some_activities, min_size=1, max_size=8))
 def test_the_matcher_meets_what_testing_rule_by_rule_meets(all_rules, activities):
-    matcher = Matcher(all_rules)
+    matcher = Matcher(by_key(all_rules))
     for said in activities * 2:  # the second time from memory
         met = matcher.match(decoded(said))
         assert len(met) == len(set(met))
@@ -108,7 +109,7 @@ def test_forgetting_changes_nothing(all_rules, activities):
     kept, matching.MEMO_ITEMS = matching.MEMO_ITEMS, 3
     kept_types, matching.TYPES_KEPT = matching.TYPES_KEPT, 2
     try:
-        matcher = Matcher(all_rules)
+        matcher = Matcher(by_key(all_rules))
         for said in activities:
             assert set(matcher.match(decoded(said))) == naive(all_rules, said)
             assert sum(map(len, matcher._memo.dicts)) <= 3
@@ -141,7 +142,7 @@ class InTheMorning(Rule):
 
 
 def test_own_code_gets_the_time_in_milliseconds_however_it_was_written():
-    matcher = Matcher([InTheMorning()])
+    matcher = Matcher(by_key([InTheMorning()]))
     for at, met in (
         (1, 1),
         (13 * 3_600_000, 0),
@@ -153,7 +154,7 @@ def test_own_code_gets_the_time_in_milliseconds_however_it_was_written():
 
 
 def test_own_code_that_fails_is_counted_and_stops_nothing():
-    matcher = Matcher([Broken(), rules.PerformedActivity(activity="click")])
+    matcher = Matcher(by_key([Broken(), rules.PerformedActivity(activity="click")]))
     met = matcher.match(decoded({"contact_id": "c", "type": "Click", "at": 1}))
     assert met == (rule_key(rules.PerformedActivity(activity="click")),)
     assert matcher.faults == {"broken": 1}
@@ -166,7 +167,7 @@ def test_patterns_that_overflow_a_set_are_searched_for_all_the_same():
         whole.Add(source)
     with pytest.raises(re2.error):
         whole.Compile()
-    matcher = Matcher([rules.VisitedUrl(url={"matches": source}) for source in sources])
+    matcher = Matcher(by_key(rules.VisitedUrl(url={"matches": source}) for source in sources))
     for number in (0, 17, 1199):
         url = f"abba{number} {'xyz' * 5} q{number}"
         met = matcher.match(decoded({"contact_id": "c", "type": "pagevisit", "at": 1, "url": url}))
@@ -224,7 +225,7 @@ def test_the_cost_of_an_activity_does_not_grow_with_the_rules_that_exist(remembe
         for i in range(500)
     ]
     activities = [decoded({"contact_id": "c", "type": "pagevisit", "at": 1, **f}) for f in fields]
-    few, many = Matcher(many_rules(40)), Matcher(many_rules(10_000))
+    few, many = Matcher(by_key(many_rules(40))), Matcher(by_key(many_rules(10_000)))
     assert seconds(many, activities) < 3 * seconds(
         few, activities
     )  # room for a busy machine; rule by rule it would be 250

@@ -18,13 +18,14 @@ import agents.partition
 from agents import questions
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
-from schemas.rules import rule_key
+from schemas.recalculation import PLANNED, REQUEST, Recalculation
 from schemas.times import format_ms, parse_ms
 from state.matching import Matcher
+from state.recalculation import rules_by_key
 from state.totals import Cell, results, summed
 from streams.partitioner import partition_of
 from tests.simulation.doubles import Disk, Loop, MemoryLedger
-from tests.support.strategies import all_rules
+from tests.support.recalculating import Recalculating
 
 DAY = "2026-01-02"
 TOPICS = {name: name for name in (*SOURCES, "stage-changes", "rejected", "totals")}
@@ -120,19 +121,24 @@ class Shop:
         self._logs: dict[tuple[str, int], list[Any]] = {}
         self._read: dict[tuple[str, int], int] = {}
         self._contacts: dict[str, Contact] = {}
-        self._version = 0
+        self._version = self._runs = 0
         self.rejected: list[dict[str, Any]] = []
         self._changes: list[dict[str, Any]] = []
         self._context = Context(
             partitions=PARTITIONS, data_dir=Path("/shop"), memory=Disk(), topics=TOPICS,
             outward=SimpleNamespace(send=self._send_out),  # type: ignore[arg-type]
             changelog=SimpleNamespace(send=self._to_changelog, frozen=lambda _: False, owned=self._owned),  # type: ignore[arg-type]
-            now_ms=lambda: ms("23:00"), failed=self._failed, ahead_ms=86_400_000, max_merges=10_000, matcher=Matcher([]), catalog={},
+            now_ms=lambda: ms("23:00"), failed=self._failed, ahead_ms=86_400_000, max_merges=10_000, matcher=Matcher({}), catalog={},
+            reflected=lambda topic, p: self._read.get((topic, p), 0),
         )  # fmt: skip
         with patch.object(agents.partition, "Ledger", MemoryLedger):
             self._partitions = [Partition(number, self._context) for number in range(PARTITIONS)]
         for partition in self._partitions:
             self._in_loop(partial(partition.activate, dict.fromkeys(SOURCES, 0)))
+        self._recalculating = Recalculating(
+            self._context, lambda: dict(enumerate(self._partitions)), lambda source, p: self._logs.get((source, p), []),
+            lambda p, key, value: self._append("rebuilt-evidence", p, key, value, (), ms("23:00")), self._reconcile,
+        )  # fmt: skip
         self.edit(*stages)
 
     async def _owned(self, partition: int) -> None:
@@ -149,10 +155,28 @@ class Shop:
         self.journey: Journey = parse_journey(
             {"id": "loan", "name": "Loan", "version": self._version, "stages": list(stages)}
         )
-        known = {} if self._version == 1 else self._rules
-        self._rules = known | {rule_key(rule): rule for rule in all_rules(self.journey)}
-        self._context.matcher = Matcher(self._rules.values())
         self._context.catalog = {"loan": self.journey}
+        self._recalculating.apply()
+        self._finish()
+
+    def recalculate(self) -> Recalculation:
+        """A recalculation of the journey, asked for by hand; how it ended."""
+        self._runs += 1
+        rules = tuple(rules_by_key(self.journey).values())
+        one = Recalculation(
+            id=f"r-{self._runs}", state=PLANNED, cause=REQUEST, journeys=("loan",), rules=rules, planned_at=ms("23:00") + self._runs
+        )
+        self._recalculating.take(one)
+        self._finish()
+        return self._context.recalculations.records[one.id]
+
+    def _finish(self) -> None:
+        """Brings every recalculation to its end."""
+        self._settle()
+        for _ in self._recalculating.steps():
+            self._settle()
+
+    def _reconcile(self) -> None:
         for partition in self._partitions:
             self._in_loop(partition.building.reconcile)
 
@@ -190,7 +214,7 @@ class Shop:
         kind = questions.DROPPED_OFF if dropped_off else questions.CONVERTED
         names: list[str] = []
         for partition in self._partitions:
-            said = questions.listed(partition, "loan", None, stage, kind, group, 1000, None)
+            said = questions.listed(partition, "loan", None, None, stage, kind, group, 1000, None)
             assert said["total"] == len(said["rows"]), "a number equals the list behind it"
             names += [row["contact_id"] for row in said["rows"]]
         return sorted(names)
@@ -226,7 +250,7 @@ class Shop:
         return [_clock(format_ms(stage["reached_at_ms"])) for stage in self.knows(contact)["journeys"][0]["stages"]]
 
     def _totals(self, group: str | None) -> dict[Cell, int]:
-        return summed(questions.results(partition, "loan", None, group)["cells"] for partition in self._partitions)
+        return summed(questions.results(partition, "loan", None, None, group)["cells"] for partition in self._partitions)
 
     # ------------------------------------------------------------------ behind the counter
 

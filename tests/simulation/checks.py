@@ -15,7 +15,9 @@ from schemas.times import parse_ms
 from state import oracle, records
 from state.evidence import hit
 from state.identity import Merge, place
-from state.totals import Cell, wait_bucket
+from state.recalculation import evidence_key
+from state.totals import Cell, contribution, wait_bucket
+from state.views import View
 
 from .cluster import ALL_RULES, Cluster
 from .history import GROUPS
@@ -47,7 +49,7 @@ def check_places(cluster: Cluster, history: oracle.History, people: list[oracle.
     merges = {Merge(m.at_ms, h8(m.id), m.from_, m.into) for m in history.merges}
     for person in people:
         holder = min(person.contacts, key=place)
-        hits = _hits(person)
+        hits = _hits(cluster, person)
         if holder not in found:
             assert len(person.contacts) == 1, f"{person.contacts} are one person and have no holder"
             assert not any((hits, person.profile, person.erased_at_ms)), f"nothing is kept of {holder}"
@@ -64,7 +66,8 @@ def check_places(cluster: Cluster, history: oracle.History, people: list[oracle.
         identity = None if not has_identity else records.decode_identity(holder, raw_identity or b"")
         if identity is not None and identity.erased_at_ms is not None:
             evidence.forget(identity.erased_at_ms)
-        assert evidence.hits == hits, f"evidence of {sorted(person.contacts)} is {evidence.hits}, not {hits}"
+        kept = {key: evidence.hits[key] for key in current_keys(cluster).values() if key in evidence.hits}  # nothing is said of what is given up
+        assert kept == hits, f"evidence of {sorted(person.contacts)} is {kept}, not {hits}"
         if identity is None:
             lost = len(person.contacts) > 1 or person.profile or person.erased_at_ms
             assert not lost, f"the identity of {holder} is lost"
@@ -88,12 +91,18 @@ def _pointer(found: dict[str, tuple[bytes, bytes | None]], contact: str) -> str 
     return records.pointer_of(found[contact][0])
 
 
-def _hits(person: oracle.Person) -> dict[bytes, bytes]:
-    hits = {}
+def current_keys(cluster: Cluster) -> dict[bytes, bytes]:
+    """Rule key -> evidence key, of all rules whose evidence is live."""
+    table = cluster.recalculating.table
+    return {key: evidence_key(key, one) for one, key in table.live()}
+
+
+def _hits(cluster: Cluster, person: oracle.Person) -> dict[bytes, bytes]:
+    hits, keys = {}, current_keys(cluster)
     for rule in ALL_RULES:
         mine = {hit(a.at_ms, h8(a.id)) for a in person.activities if oracle.meets(a, rule)}
-        if mine:
-            hits[rule_key(rule)] = b"".join(sorted(mine))
+        if mine and rule_key(rule) in keys:
+            hits[keys[rule_key(rule)]] = b"".join(sorted(mine))
     return hits
 
 
@@ -103,13 +112,13 @@ def _hits(person: oracle.Person) -> dict[bytes, bytes]:
 def check_views(cluster: Cluster, answers: dict[str, oracle.Answer]) -> None:
     """Totals summed over partitions, and lists, are the oracle's; a number equals its list in each partition."""
     for part in _parts(cluster):
-        live = {v.journey.id: v.journey for v in part.views.all if part.building.state[v.id] == LIVE}
+        live = {v.journey.id: v.journey for v in part.views.all if part.building.state[v.id] == LIVE and questions.readable(part, v)}
         assert live == {id_: a.journey for id_, a in answers.items()}, f"partition {part.number} shows {live}"
     for id_, answer in answers.items():
         for group in (None, *GROUPS):
             totals: dict[Cell, int] = defaultdict(int)
             for part in _parts(cluster):
-                said = questions.results(part, id_, None, group)
+                said = questions.results(part, id_, None, None, group)
                 for kind, stage, bucket, count in said["cells"]:
                     totals[kind, stage, bucket] += count
             expected = cells(answer, group)
@@ -122,7 +131,7 @@ def check_views(cluster: Cluster, answers: dict[str, oracle.Answer]) -> None:
 def check_list(cluster: Cluster, id_: str, stage: int, who: str, group: str | None, expected: list[oracle.Row]) -> None:
     found = set()
     for part in _parts(cluster):
-        said = questions.listed(part, id_, None, stage, who, group, 1000, None)
+        said = questions.listed(part, id_, None, None, stage, who, group, 1000, None)
         assert said["total"] == len(said["rows"]), f"{id_}: {who} {stage}, group {group}: {said} counts not what it lists"
         for row in said["rows"]:
             found.add((row["contact_id"], row["reached_at_ms"], frozenset(row["groups"])))
@@ -141,6 +150,45 @@ def cells(answer: oracle.Answer, group: str | None) -> dict[Cell, int]:
         for wait_ms in result.waits_ms:
             expected["w", result.stage, wait_bucket(wait_ms)] += 1
     return dict(expected)
+
+
+def check_shown(cluster: Cluster) -> None:
+    """At any moment: what can be read is what the evidence written comes to, and of a journey that had numbers, some version has them still."""
+    readable: dict[str, list[set[tuple[int, int]]]] = defaultdict(list)
+    for part in _parts(cluster):
+        for id_ in cluster.recalculating.catalog():
+            readable[id_].append({v.order for v in part.views.all if v.journey.id == id_ and questions.readable(part, v)})
+        for view in part.views.all:
+            if questions.readable(part, view):
+                shown = {group: {c: n for c, n in cells.items() if n} for group, cells in part.totals.get(view.id, {}).items()}
+                shown = {group: cells for group, cells in shown.items() if cells}
+                truth = written(part, view)
+                assert shown == truth, f"{view.journey.id} {view.order} in {part.number} shows {shown}, evidence says {truth}"
+    for id_, found in readable.items():
+        if set.intersection(*found):
+            cluster.visible.add(id_)
+        else:
+            assert id_ not in cluster.visible, f"{id_} had numbers and has none: {found}"
+    cluster.visible &= readable.keys()
+
+
+def written(part: Any, view: View) -> dict[str, dict[Cell, int]]:
+    """What *view* comes to over the evidence in RocksDB: group ("" is everyone) -> cell -> count."""
+    found: dict[str, dict[Cell, int]] = {}
+    for key, value in part.ledger.scan(records.EVIDENCE):
+        if records.pointer_of(value) is not None:
+            continue
+        evidence, has_identity = records.decode_evidence(value)
+        groups: tuple[str, ...] = ()
+        if has_identity:
+            _, groups, erased_at_ms = records.decode_head(part.ledger.get(records.IDENTITY + key[1:]))
+            if erased_at_ms is not None:
+                evidence.forget(erased_at_ms)
+        for group in ("", *groups):
+            for cell in contribution(view.project(evidence.hits)):
+                cells_of = found.setdefault(group, {})
+                cells_of[cell] = cells_of.get(cell, 0) + 1
+    return found
 
 
 # -- stage changes --------------------------------------------------------------------------------------------------------

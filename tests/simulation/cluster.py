@@ -7,7 +7,7 @@ not at all, when it dies. Nothing here knows what the right answer is; see `chec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -23,11 +23,13 @@ from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
 from state.matching import Matcher
 from state.progress import Projection, rules_of
+from state.recalculation import by_key
 from state.views import group_key, index_prefix
 from streams.partitioner import partition_of
 
 from .doubles import Disk, Loop, MemoryLedger
 from .history import RULES, Plan, journey
+from .recalculating import Recalculating
 
 NOW_MS = 1_900_000_000_000
 TOPICS = {name: name for name in (*SOURCES, "stage-changes", "rejected", "totals")}
@@ -36,8 +38,8 @@ CLOSED = object()
 _all_rules = parse_journey(
     {"id": "all", "name": "all", "stages": [{"name": "s", "condition": {"any": list(RULES)}}]}
 )
-MATCHER = Matcher(rules_of(_all_rules.stages[0].condition))
 ALL_RULES = tuple(rules_of(_all_rules.stages[0].condition))
+MATCHER = Matcher(by_key(ALL_RULES))
 
 
 class Record(NamedTuple):
@@ -75,9 +77,11 @@ class Worker:
             partitions=cluster.plan.partitions, data_dir=Path(f"/w{self.number}"), memory=cluster.disk, topics=TOPICS,
             outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen, owned=self.owned),
             now_ms=lambda: NOW_MS, failed=cluster.failed, ahead_ms=86_400_000, max_merges=10_000,
-            matcher=MATCHER, catalog=dict(cluster.catalogs[self.catalog_version]), chunk_records=cluster.chunk_records,
+            matcher=MATCHER, catalog={}, chunk_records=cluster.chunk_records,
             reflected=lambda topic, p: cluster.acked[topic, p],
+            common=lambda journey: cluster.recalculating.reports.common(journey, cluster.plan.partitions),
         )  # fmt: skip
+        cluster.recalculating.fold(self, self.catalog_version + 1)
 
     async def send(self, topic: str, records: list[Any]) -> asyncio.Future[Any]:
         """Outward: stage changes, rejected records, handoffs."""
@@ -104,8 +108,12 @@ class Worker:
 class Cluster:
     """The cluster that plays one plan. `step()` does one thing at random; `settle()` runs until nothing is left to do."""
 
-    def __init__(self, plan: Plan, trace: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, plan: Plan, trace: Callable[[str], None] | None = None, watch: Callable[[Cluster], None] = lambda _: None
+    ) -> None:
         self.plan = plan
+        self.watch = watch  # looks on now and then
+        self.visible: set[str] = set()  # journeys that showed numbers, since the last change of owners
         self.rng = Random(plan.seed ^ 0x5EED)
         self.trace = trace
         self.loop = Loop()
@@ -121,7 +129,8 @@ class Cluster:
         self.changes: list[tuple[bytes, bytes]] = []
         self.rejected: list[Any] = []
         self.facts_sent = 0
-        self.catalogs: list[dict[str, Journey]] = [{}]
+        self.recalculating = Recalculating(self, MATCHER)
+        self.asked = 0  # of the recalculations that somebody asks for
         self.faults = self.rng.choice((0, 2, 4, 8))
         self.chunk_records = self.rng.choice((1, 2, 8, 50))
         # how soon each topic answers, and is read: in some histories one is far behind the others
@@ -201,15 +210,17 @@ class Cluster:
 
     def take(self, p: int, worker: Worker) -> None:
         """*worker* becomes the owner of *p*: recovers, then serves."""
+        self.visible.clear()
         self.owner[p] = worker
         part = worker.open.get(p)
         if part is None:
             part = worker.open[p] = Partition(p, worker.context)
         self.foreign[p] = self.follow(part, None)  # what it finds is all that a new owner knows
         self.clean_to[p] = 0
-        while worker.catalog_version < len(self.catalogs) - 1:
+        while worker.catalog_version < len(self.recalculating.control) - 1:
             self.learn(worker)  # a worker reads the journeys topic to its end before it takes over
         self.loop.finish(self._activate(part))
+        self.recalculating.match(worker)
         for source in SOURCES:
             worker.read_to[p, source] = self.acked[source, p] = self.committed[source, p]
         self.loop.finish(self._tick(part))
@@ -332,13 +343,18 @@ class Cluster:
     def edit(self) -> None:
         """The journeys topic gets what is due by now."""
         catalog = self.plan.journeys(self.facts_sent)
-        if catalog != self.catalogs[-1]:
-            self.catalogs.append(catalog)
+        if catalog != self.recalculating.catalog():
+            self.recalculating.journeys(catalog)
+        for after, journeys in self.plan.recalculations[self.asked :]:
+            if after <= self.facts_sent:
+                self.asked += 1
+                self.recalculating.request(journeys)
 
     def learn(self, worker: Worker) -> None:
         """*worker* reads on in the journeys topic."""
-        worker.catalog_version += 1
-        worker.context.catalog = dict(self.catalogs[worker.catalog_version])
+        changed = self.recalculating.learn(worker)
+        if not changed:
+            return
         self.say(f"worker {worker.number} learns of {[(j.id, j.version) for j in worker.context.catalog.values()]}")
 
         async def reconcile() -> None:
@@ -347,6 +363,7 @@ class Cluster:
                     part.building.reconcile()
 
         self.loop.finish(reconcile())
+        self.recalculating.match(worker)
         self.run()
 
     def step(self, until: int) -> bool:
@@ -360,7 +377,7 @@ class Cluster:
         if self.facts_sent < until:
             choices.append((2.0, self.send_fact))
         for worker in self.workers:
-            if worker.catalog_version < len(self.catalogs) - 1:
+            if worker.catalog_version < len(self.recalculating.control) - 1:
                 choices.append((1.0, lambda w=worker: self.learn(w)))
             for pending in worker.pending:
                 choices.append((self.speed[pending.topic], lambda w=worker, x=pending: self._acknowledge(w, x)))
@@ -373,6 +390,7 @@ class Cluster:
                 choices.append((0.5, lambda p=p: self.heal(p)))
             if self.committed_behind(p):
                 choices.append((0.3, lambda p=p: self.commit(p)))
+        choices += self.recalculating.choices(not choices)
         if not choices:
             return False
         if rng.random() < 0.02:
@@ -380,6 +398,7 @@ class Cluster:
         rng.choices([c for _, c in choices], [w for w, _ in choices])[0]()
         if rng.random() < 0.05:
             self.check_numbers()
+            self.watch(self)
         return True
 
     def check_numbers(self) -> None:
@@ -423,12 +442,17 @@ class Cluster:
                 self.follow(worker.open[p], rng.randint(0, 30))
 
     def settle(self, until: int) -> None:
-        """Sends facts up to *until* and runs until nothing is left to do."""
+        """Sends facts up to *until* and runs until nothing is left to do. What was cancelled that journeys need, is asked for again."""
         self.edit()
         steps = 0
-        while self.step(until):
-            steps += 1
-            assert steps < 100_000, "the cluster does not come to rest"
+        while True:
+            while self.step(until):
+                steps += 1
+                assert steps < 100_000, "the cluster does not come to rest"
+            lacking = [j.id for j in self.recalculating.catalog().values() if self.recalculating.table.source(j) is None]
+            if not lacking:
+                return
+            self.recalculating.request(lacking)
 
     def start_over(self) -> None:
         """All workers end, all disks are lost, all changelogs are compacted: what is left has to be enough."""
@@ -450,9 +474,13 @@ class Cluster:
 
 
 @lru_cache(maxsize=20_000)
-def projection(journey: Journey) -> Projection:
+def _projection(journey: Journey, keys: tuple[tuple[bytes, bytes], ...]) -> Projection:
+    return Projection(journey, dict(keys))
+
+
+def projection(journey: Journey, keys: Mapping[bytes, bytes]) -> Projection:
     """Making one is dear, and the same few come again and again."""
-    return Projection(journey)
+    return _projection(journey, tuple(keys.items()))
 
 
 @contextmanager

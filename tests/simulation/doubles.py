@@ -80,7 +80,7 @@ class Loop(asyncio.AbstractEventLoop):
 
     def fire(self, index: int) -> None:
         """Runs one timer."""
-        self.timers.pop(index)._run()
+        self._ready.append(self.timers.pop(index))
         self.run()
 
 

@@ -55,6 +55,7 @@ class Plan:
     contacts: list[str]
     facts: list[Fact]
     edits: list[tuple[int, Journey | str]] = field(default_factory=list)
+    recalculations: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)  # after how many facts somebody asks for which
     stops: list[int] = field(default_factory=list)  # after how many facts everything comes to rest and is compared
 
     def history(self, facts: int) -> History:
@@ -163,5 +164,9 @@ def plan(seed: int) -> Plan:
             gone = version > 2 and rng.random() < 0.3
             made.edits.append((after, id_ if gone else random_journey(rng, id_, version)))
     made.edits.sort(key=lambda edit: edit[0])
+    ids_of = sorted({edit if isinstance(edit, str) else edit.id for _, edit in made.edits})
+    for _ in range(rng.choice((0, 0, 1, 1, 2, 3))):
+        made.recalculations.append((rng.randint(0, len(facts)), tuple(rng.sample(ids_of, rng.randint(1, len(ids_of))))))
+    made.recalculations.sort()
     made.stops = sorted({*(rng.randint(0, len(facts)) for _ in range(rng.choice((0, 0, 1, 2)))), len(facts)})
     return made

@@ -19,7 +19,7 @@ from state.identity import Identity
 from state.messages import Join, Unite
 from state.progress import Reached
 
-from .cluster import projection
+from .cluster import _projection
 
 Mutation = Callable[[], AbstractContextManager[Any]]
 MUTATIONS: dict[str, Mutation] = {}
@@ -30,10 +30,10 @@ def mutation(make: Callable[[], Iterator[None]]) -> Mutation:
 
     @contextmanager
     def found() -> Iterator[None]:
-        projection.cache_clear()  # made by the engine as it was
+        _projection.cache_clear()  # made by the engine as it was
         with contextmanager(make)():
             yield
-        projection.cache_clear()
+        _projection.cache_clear()
 
     MUTATIONS[make.__name__.replace("_", " ")] = found
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .checks import check
+from .checks import check, check_shown
 from .cluster import Cluster, with_doubles
 from .history import plan
 
@@ -12,7 +12,7 @@ from .history import plan
 def play(seed: int, trace: Callable[[str], None] | None = None) -> Cluster:
     """Raises AssertionError when anything differs from the oracle."""
     with with_doubles(seed):
-        cluster = Cluster(plan(seed), trace)
+        cluster = Cluster(plan(seed), trace, check_shown)
         for stop in cluster.plan.stops:
             cluster.settle(stop)
             check(cluster)

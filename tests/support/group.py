@@ -40,6 +40,7 @@ class Group:
         self.workers: dict[str, GuardedProcess] = {}
         self.ports: dict[str, int] = {}
         self.console: GuardedProcess | None = None
+        self.jobs: dict[str, GuardedProcess] = {}
         self.port = free_port()
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20.0)
         self.sent: list[tuple[str, str | None, bytes | None]] = []
@@ -53,7 +54,7 @@ class Group:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.http.close()
-        for process in [*self.workers.values(), *([self.console] if self.console else [])]:
+        for process in [*self.jobs.values(), *self.workers.values(), *([self.console] if self.console else [])]:
             if process.alive:
                 process.stop()
 
@@ -78,14 +79,22 @@ class Group:
     def kill(self, name: str = "a") -> None:
         self.workers[name].kill()
 
+    def recalculate(self, name: str = "a") -> GuardedProcess:
+        """Starts a recalculation job, which other tests than those of recalculation need only for a moment: when journeys are applied."""
+        argv = [sys.executable, "-m", "console", "recalculator"]
+        self.jobs[name] = GuardedProcess(argv, log=self.directory / f"recalculator-{name}.log", env=self._environ())
+        return self.jobs[name]
+
     def open_console(self) -> None:
-        """The console; on the embedded broker the workers must have been started before, by their names."""
+        """The console, and a recalculation job; on the embedded broker the workers must have been started before, by their names."""
         more = {"WAYPOST_CONSOLE_PORT": str(self.port)}
         if self.embedded:
             more["WAYPOST_WORKERS"] = ",".join(f"http://127.0.0.1:{port}" for port in self.ports.values())
         argv = [sys.executable, "-m", "console", "console"]
         self.console = GuardedProcess(argv, log=self.directory / "console.log", env=self._environ(**more))
         self.until(lambda: self.http.get("/healthz").status_code == 200, START_SECONDS, "for the console")
+        if not self.jobs:
+            self.recalculate()
 
     def until(self, holds: Any, seconds: float, what: str) -> None:
         """Waits until *holds*; fails with the ends of the logs."""
@@ -136,8 +145,14 @@ class Group:
     # ------------------------------------------------------------------ what is said
 
     def settled(self) -> None:
-        """Waits until everything sent is in the numbers."""
+        """Waits until everything sent is in the numbers, and no recalculation is about to change them."""
         self.until(lambda: self._health()["lag"] == 0, SETTLE_SECONDS, "for a lag of 0")
+        self.until(self.live, SETTLE_SECONDS, "for all journeys to be live")
+        self.until(lambda: self._health()["lag"] == 0, SETTLE_SECONDS, "for a lag of 0")
+
+    def live(self) -> bool:
+        """Whether all journeys show what they should."""
+        return all(journey["status"] == "live" for journey in self.http.get("/api/journeys").json()["journeys"])
 
     def verify(self) -> check.Report:
         """Compares numbers, lists, names and the last word of the stage changes with the oracle. Fails on any difference."""

@@ -13,11 +13,10 @@ from typing import Any
 from agents import questions
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
-from schemas.rules import rule_key
 from state.ledger import Memory
 from state.matching import Matcher
-from state.progress import rules_of
 from streams.partitioner import partition_of
+from tests.support.recalculating import Recalculating
 
 TOPICS = {name: f"waypost.{name}" for name in (*SOURCES, "stage-changes", "rejected", "totals")}
 
@@ -94,16 +93,20 @@ class Loopback:
         self.failures: list[BaseException] = []
         self.context = Context(
             partitions=partitions, data_dir=data_dir, memory=Memory(16), topics=TOPICS, outward=self.out, changelog=self.changelog,
-            now_ms=lambda: now_ms, failed=self.failures.append, ahead_ms=0, max_merges=10_000, matcher=Matcher([]), catalog={},
+            now_ms=lambda: now_ms, failed=self.failures.append, ahead_ms=0, max_merges=10_000, matcher=Matcher({}), catalog={},
             reflected=lambda topic, partition: self.done.get((topic, partition), 0),
         )  # fmt: skip
         self.partitions: dict[int, Partition] = {}
+        self.recalculating = Recalculating(
+            self.context, lambda: self.partitions, lambda source, p: self.out.log(TOPICS[source], p),
+            lambda p, key, value: self.send("rebuilt-evidence", value, key.decode(), partition=p), self._reconcile,
+        )  # fmt: skip
         self.done: dict[tuple[str, int], int] = {}  # (topic, partition) -> committed offset
 
     def open(self) -> None:
         for number in range(self.context.partitions):
             self.recover(number)
-        self.match()
+        self.recalculating.apply()
 
     def recover(self, number: int) -> None:
         """Opens a partition, joins what the changelog has beyond it, activates it."""
@@ -114,17 +117,15 @@ class Loopback:
             partition.recover(rest[i : i + 7], rest[i : i + 7][-1].offset)
         partition.activate({source: len(self.out.log(TOPICS[source], number)) for source in SOURCES})
 
-    def match(self) -> None:
-        views = (v.projection.rules for p in self.partitions.values() for v in p.views.all)
-        rules = {rule_key(r): r for journey in self.context.catalog.values() for r in rules_of(journey)}
-        self.context.matcher = Matcher({**rules, **{k: r for view in views for k, r in view.items()}}.values())
-
-    def apply(self, journey: dict[str, Any] | Journey) -> None:
-        parsed = journey if isinstance(journey, Journey) else parse_journey(journey)
-        self.context.catalog[parsed.id] = parsed
+    def _reconcile(self) -> None:
         for partition in self.partitions.values():
             partition.building.reconcile()
-        self.match()
+
+    def apply(self, journey: dict[str, Any] | Journey) -> None:
+        """A journey on the topic; its rules are collected as the next `settle` goes on."""
+        parsed = journey if isinstance(journey, Journey) else parse_journey(journey)
+        self.context.catalog[parsed.id] = parsed
+        self.recalculating.apply()
 
     def send(
         self,
@@ -155,7 +156,12 @@ class Loopback:
         return True
 
     async def settle(self, order: Callable[[list[tuple[str, int]]], None] = lambda _: None) -> None:
-        """Processes until nothing is left; *order* may shuffle which source partition comes next."""
+        """Processes until nothing is left, recalculations included; *order* may shuffle which source partition comes next."""
+        await self._settle(order)
+        for _ in self.recalculating.steps():
+            await self._settle(order)
+
+    async def _settle(self, order: Callable[[list[tuple[str, int]]], None]) -> None:
         moved = True
         while moved:
             places = [(source, number) for source in SOURCES for number in self.partitions]
@@ -177,7 +183,7 @@ class Loopback:
     def counts(self, journey: str, group: str | None = None, version: int | None = None) -> list[int]:
         """Converted, a number a stage."""
         stages = len(self.context.catalog[journey].stages)
-        found = [questions.results(p, journey, version, group)["cells"] for p in self.partitions.values()]
+        found = [questions.results(p, journey, version, None, group)["cells"] for p in self.partitions.values()]
         return [
             sum(n for cells in found for kind, s, _, n in cells if kind == "r" and s == k) for k in range(1, stages + 1)
         ]
@@ -190,7 +196,7 @@ class Loopback:
         for partition in self.partitions.values():
             after = None
             while True:
-                answer = questions.listed(partition, journey, None, stage, who, group, page, after)
+                answer = questions.listed(partition, journey, None, None, stage, who, group, page, after)
                 if not answer["rows"]:
                     break
                 rows += [(row["contact_id"], row["reached_at_ms"]) for row in answer["rows"]]

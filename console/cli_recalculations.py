@@ -1,0 +1,117 @@
+"""The commands `waypost recalculate` and `waypost recalculations`: ask the HTTP API, show how far it is. Compute nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from . import figures
+from .client import Client, segment, with_api
+from .options import Failed, Misused, err, json_flag, out, print_json, table
+
+LOOK_SECONDS = 0.3
+OVER = ("live", "cancelled", "failed")
+
+
+@click.command()
+@click.argument("ids", nargs=-1, metavar="[ID…]")
+@click.option("--all", "all_", is_flag=True, help="All journeys.")
+@click.option("--events-per-second", metavar="N", type=click.FloatRange(min=0, min_open=True), help="Read at most so many activities a second.")
+@click.option("--no-wait", is_flag=True, help="Start it and end; `waypost recalculations` tells how it goes.")
+@json_flag
+@with_api
+def recalculate(ids: tuple[str, ...], all_: bool, events_per_second: float | None, no_wait: bool, api: Client, as_json: bool) -> None:
+    """Builds the evidence of journeys anew from the log, beside the living, and switches when it is complete.
+
+    Ctrl-C leaves it running. Exit code 0: it is live (or, with --no-wait, planned).
+    """
+    if bool(ids) == all_:
+        raise Misused("name the journeys to recalculate, or say --all")
+    log_from = api.call("GET", "/api/recalculations", query={"limit": 1})["log_from"]
+    if not as_json:
+        reach = "The log holds no activities." if log_from is None else f"The log reaches back to {log_from}; what happened before counts no longer."
+        err.print(reach, markup=False, soft_wrap=True)
+    started = api.call("POST", "/api/recalculations", json={"journeys": "all" if all_ else list(ids), "events_per_second": events_per_second})
+    if no_wait:
+        if as_json:
+            print_json(started)
+        else:
+            out.print(f"{started['id']} {started['state']}", markup=False)
+        return
+    _end(_watched(api, started["id"]), as_json)
+
+
+@click.command()
+@click.option("--watch", metavar="ID", help="Follow this one to its end.")
+@click.option("--cancel", metavar="ID", help="Cancel this one; what is visible stays as it is.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="At most so many.")
+@json_flag
+@with_api
+def recalculations(watch: str | None, cancel: str | None, limit: int, api: Client, as_json: bool) -> None:
+    """Recalculations, the newest first."""
+    if watch and cancel:
+        raise Misused("--watch and --cancel do not go together")
+    if watch:
+        _end(_watched(api, watch), as_json)
+        return
+    if cancel:
+        found = api.call("POST", f"/api/recalculations/{segment(cancel)}/cancel")
+        if as_json:
+            print_json(found)
+        else:
+            out.print(f"{found['id']} {found['state']}", markup=False)
+        return
+    rows: list[dict[str, Any]] = []
+    for page in api.pages("/api/recalculations", "recalculations", {}, limit):
+        rows += page["recalculations"]
+    if as_json:
+        print_json(rows)
+        return
+    numbers = ("progress", "activities", "changed")
+    listed = table("recalculation", "state", "cause", "journeys", *numbers, "planned", right=numbers)
+    for one in rows:
+        names = ", ".join(one["journeys"][:3]) + (f" and {len(one['journeys']) - 3} more" if len(one["journeys"]) > 3 else "")
+        counted = f"{int(one['progress'] * 100)} %", figures.number(one["events_read"]), figures.number(one["changed"])
+        listed.add_row(one["id"], one["state"], one["cause"], names, *counted, one["planned_at"])
+    out.print(listed if rows else "No recalculations yet. Start one: waypost recalculate ID")
+
+
+def _watched(api: Client, id_: str) -> dict[str, Any]:
+    """Follows a recalculation to its end, with a progress bar where there is a terminal; the recalculation as it ended. Ctrl-C leaves it running."""
+    path = f"/api/recalculations/{segment(id_)}"
+    columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}")]
+    try:
+        with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+            task = progress.add_task(id_, total=1.0, speed="")
+            while True:
+                one: dict[str, Any] = api.call("GET", path)
+                progress.update(task, completed=one["progress"], description=f"{id_} {one['state']}", speed=_speed(one))
+                if one["state"] in OVER:
+                    return one
+                time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        raise Failed(
+            f"{id_} goes on without you: `waypost recalculations --watch {id_}` follows it, `waypost recalculations --cancel {id_}` cancels it"
+        ) from None
+
+
+def _speed(one: dict[str, Any]) -> str:
+    rate, eta = one["events_per_second"], one["eta_seconds"]
+    said = [f"{figures.number(int(rate))} activities/s"] if rate else []
+    if eta is not None and one["state"] == "filling":
+        said.append(f"{figures.duration(float(eta))} left")
+    return ", ".join(said)
+
+
+def _end(one: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(one)
+    elif one["state"] == "live":
+        changed = "1 contact stands" if one["changed"] == 1 else f"{figures.number(one['changed'])} contacts stand"
+        out.print(f"{one['id']} is live: {figures.number(one['events_read'])} activities read, {changed} elsewhere than before", markup=False)
+    if one["state"] != "live":
+        reason = f": {one['reason']}" if one["reason"] else ""
+        raise Failed(f"{one['id']} was {one['state']}{reason}" if one["state"] == "cancelled" else f"{one['id']} {one['state']}{reason}")

@@ -1,0 +1,419 @@
+"""Recalculation: the state machine of rebuilding evidence, and what it means for partitions. Pure; reads no topic, knows no clock.
+
+Evidence of a rule is kept under one key an epoch, so that the new grows beside the old and neither is ever mixed. `Table` folds the recalculations
+topic and says which keys partitions record and which a journey's view reads; `Reports` folds what workers and jobs say of it; `advance` says the next
+step (design, section 6, recalculation). Every step is idempotent: two drivers that act at the same time do no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import NamedTuple
+
+from schemas.journey import Journey
+from schemas.recalculation import (
+    CANCELLED,
+    EDIT,
+    FAILED,
+    FILLING,
+    JOB,
+    LIVE,
+    OVER,
+    PLANNED,
+    SWITCHING,
+    VIEWS,
+    WORKER,
+    JobReport,
+    Recalculation,
+    Report,
+    ViewsReport,
+    WorkerReport,
+)
+from schemas.rules import Rule, rule_key
+
+from .progress import rules_of
+from .views import Source
+
+MAX_HOPS = 16  # a join follows so many pointers at most, for all practical purposes: their number grows with the logarithm of the merges
+KEPT = 100  # recalculations that are over and whose evidence nobody needs
+_RANK = {PLANNED: 0, FILLING: 1, SWITCHING: 2} | dict.fromkeys(OVER, 3)
+
+
+def evidence_key(rule: bytes, recalculation: str) -> bytes:
+    """8 bytes under which hits of the rule with the key *rule* are kept by the epoch of *recalculation*."""
+    return blake2b(rule + recalculation.encode(), digest_size=8).digest()
+
+
+def by_key(rules: Iterable[Rule]) -> dict[bytes, Rule]:
+    """The rules by their keys, each once."""
+    return {rule_key(rule): rule for rule in rules}
+
+
+_asked: dict[int, tuple[Journey, dict[bytes, Rule]]] = {}  # by identity: journeys are frozen, and keys are dear
+
+
+def rules_by_key(journey: Journey) -> dict[bytes, Rule]:
+    """The rules of *journey* by their keys; remembered, so not to be changed."""
+    found = _asked.get(id(journey))
+    if found is None or found[0] is not journey:
+        if len(_asked) > 10_000:
+            _asked.clear()
+        found = _asked[id(journey)] = journey, by_key(rules_of(journey))
+    return found[1]
+
+
+class Standing(NamedTuple):
+    """How it stands with the evidence of a rule. `readable`: what can be read, the newest first, down to the newest that is live; `generation` counts
+    up with each switch, forth and back; `settled`: the same without recalculations under way."""
+
+    readable: tuple[Recalculation, ...] = ()
+    generation: int = 0
+    settled: int = 0
+
+
+NEVER = Standing()
+
+
+class Table:
+    """The recalculations there are, as the topic has them. `stale`: ids whose last record on the topic is not what the table holds: say it again."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Recalculation] = {}
+        self.stale: set[str] = set()
+        self._keys: dict[str, dict[bytes, Rule]] = {}
+        self._index: dict[bytes, Standing] | None = None
+        self.turns = 0  # counts what changed for partitions
+
+    def take(self, id_: str, record: Recalculation | None) -> bool:
+        """One record of the topic; whether anything changed for partitions. States only go forward, and the first end stays."""
+        before = self.records.get(id_)
+        if record is None:
+            self.stale.discard(id_)
+            if before is None:
+                return False
+            del self.records[id_], self._keys[id_]
+            self._index, self.turns = None, self.turns + 1
+            return True
+        after = record if before is None else _joined(before, record)
+        (self.stale.discard if after == record else self.stale.add)(id_)
+        self.records[id_] = after
+        if before is None:
+            self._keys[id_] = by_key(record.rules)
+        if before is not None and (before.state, before.epoch, before.retired) == (after.state, after.epoch, after.retired):
+            return False
+        self._index, self.turns = None, self.turns + 1
+        return True
+
+    # ------------------------------------------------------------------ what it means
+
+    def all(self) -> list[Recalculation]:
+        """All of them, the newest last."""
+        return sorted(self.records.values(), key=lambda one: (one.planned_at, one.id))
+
+    def active(self) -> list[Recalculation]:
+        """Those under way, in order of their epochs; more than one only while two drivers act."""
+        found = [one for one in self.records.values() if one.state in (FILLING, SWITCHING)]
+        return sorted(found, key=lambda one: (one.epoch, one.id))
+
+    def rules(self, id_: str) -> dict[bytes, Rule]:
+        """The rules of a recalculation by their keys."""
+        return self._keys[id_]
+
+    def standing(self, rule: bytes) -> Standing:
+        """How it stands with the evidence of the rule with the key *rule*."""
+        return self._standing().get(rule, NEVER)
+
+    def _standing(self) -> dict[bytes, Standing]:
+        if self._index is not None:
+            return self._index
+        index: dict[bytes, Standing] = {}
+        closed: set[bytes] = set()  # rules of which a newer recalculation is live: older evidence was not kept up, even if the newer was given up
+        switched = [one for one in self.records.values() if one.switched_at is not None]
+        for one in sorted(switched, key=lambda r: (r.epoch, r.id), reverse=True):
+            generation = 2 * one.epoch + (one.state not in (SWITCHING, LIVE))
+            for key in self._keys[one.id]:
+                readable, newest, settled = index.get(key, NEVER)
+                if one.state in (SWITCHING, LIVE) and key not in closed:
+                    readable = readable if key.hex() in one.retired else (*readable, one)
+                    if one.state == LIVE:
+                        closed.add(key)
+                index[key] = Standing(readable, max(newest, generation), max(settled, 0 if one.state == SWITCHING else generation))
+        self._index = index
+        return index
+
+    def source(self, journey: Journey) -> Source | None:
+        """Where the evidence of *journey*'s rules stands; None when some was never collected."""
+        keys, generation = {}, 0
+        newest: Recalculation | None = None
+        for rule in rules_by_key(journey):
+            readable, of_rule, _ = self.standing(rule)
+            generation = max(generation, of_rule)
+            if not readable:
+                return None
+            one = readable[0]
+            keys[rule] = evidence_key(rule, one.id)
+            if newest is None or one.epoch > newest.epoch:
+                newest = one
+        return Source(keys, generation, None if newest is None else newest.id)
+
+    def settled(self, rules: Iterable[bytes]) -> int:
+        """The newest generation of a journey with *rules* (keys) that no recalculation under way has to do with."""
+        return max((self.standing(rule).settled for rule in rules), default=0)
+
+    def live(self) -> list[tuple[str, bytes]]:
+        """`(recalculation, rule key)` of all evidence that is live."""
+        return [(one.id, key) for key, found in self._standing().items() for one in found.readable if one.state == LIVE]
+
+    def recorded(self) -> dict[bytes, Rule]:
+        """Evidence key -> rule, of everything that is to be recorded of what arrives."""
+        found = {
+            evidence_key(key, one.id): self._keys[one.id][key]
+            for key, standing in self._standing().items()
+            for one in standing.readable
+        }
+        for one in self.records.values():
+            if one.state == FILLING:
+                found.update({evidence_key(key, one.id): rule for key, rule in self._keys[one.id].items()})
+        return found
+
+    def covering(self, journey: Journey) -> Recalculation | None:
+        """The recalculation under way, or else the next planned, that rebuilds any rule of *journey*; None when there is none."""
+        mine = rules_by_key(journey)
+        waiting = [one for one in self.all() if one.state == PLANNED]
+        return next((one for one in (*self.active(), *waiting) if not mine.keys().isdisjoint(self._keys[one.id])), None)
+
+    def finished_at(self, journey: Journey) -> int | None:
+        """When the evidence of *journey* was last rebuilt, in milliseconds; None when it never was."""
+        mine = rules_by_key(journey)
+        times = [one.finished_at for one in self.records.values() if one.state == LIVE and not mine.keys().isdisjoint(self._keys[one.id])]
+        return max((at for at in times if at is not None), default=None)
+
+
+def _joined(before: Recalculation, after: Recalculation) -> Recalculation:
+    """What is true when *after* comes behind *before*: whoever wrote it may not have known of *before*."""
+    if before.state in OVER and after.state != before.state:
+        return before
+    if _RANK[after.state] < _RANK[before.state]:
+        return before
+    return after.but(
+        rules=before.rules,
+        journeys=before.journeys,
+        epoch=max(before.epoch, after.epoch),
+        started_at=before.started_at or after.started_at,
+        switched_at=before.switched_at or after.switched_at,
+        finished_at=before.finished_at or after.finished_at,
+        retired=before.retired | after.retired,
+    )
+
+
+class Reports:
+    """What workers and jobs said last, by recalculation, and which views of a journey a partition has. An offset once reached stays reached, whoever
+    comes after."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, dict[tuple[str, int], Report]] = {}
+        self._views: dict[str, dict[int, frozenset[tuple[int, int]]]] = {}  # journey -> partition -> views that can be read there
+
+    def take(self, recalculation: str, who: str, partition: int, report: Report | None) -> None:
+        """One record of the topic of reports; None takes one back."""
+        if who == VIEWS:
+            self._views.setdefault(recalculation, {})[partition] = frozenset(report.views if isinstance(report, ViewsReport) else ())
+            return
+        mine = self._said.setdefault(recalculation, {})
+        if report is None:
+            mine.pop((who, partition), None)
+            if not mine:
+                del self._said[recalculation]
+            return
+        before = mine.get((who, partition))
+        if isinstance(before, WorkerReport) and isinstance(report, WorkerReport):
+            report = WorkerReport(
+                min(before.recording_from, report.recording_from), report.log_begin,
+                max(before.joined, report.joined), max(before.handed, report.handed), report.scanned,
+                before.shown or report.shown, max(before.changed, report.changed),
+            )  # fmt: skip
+        elif isinstance(before, JobReport) and isinstance(report, JobReport):
+            written = {p: max(before.written.get(p, 0), report.written.get(p, 0)) for p in {*before.written, *report.written}}
+            report = JobReport(min(before.begin, report.begin), max(before.read, report.read), report.at_ms, written, report.error)
+        mine[who, partition] = report
+
+    def common(self, journey: str, partitions: int) -> tuple[int, int] | None:
+        """The newest view of a journey that can be read in all partitions: nobody reads an older one."""
+        found = self._views.get(journey, {})
+        return max(frozenset.intersection(*found.values()), default=None) if len(found) == partitions else None
+
+    def worker(self, recalculation: str, partition: int) -> WorkerReport | None:
+        """What the owner of *partition* said."""
+        found = self._said.get(recalculation, {}).get((WORKER, partition))
+        return found if isinstance(found, WorkerReport) else None
+
+    def job(self, recalculation: str, partition: int) -> JobReport | None:
+        """What the job said of the log's *partition*."""
+        found = self._said.get(recalculation, {}).get((JOB, partition))
+        return found if isinstance(found, JobReport) else None
+
+    def written(self, recalculation: str) -> dict[int, int]:
+        """Before which offset, by partition, the evidence of a recalculation ends that jobs wrote so far."""
+        found: dict[int, int] = {}
+        for report in self._said.get(recalculation, {}).values():
+            for p, end in report.written.items() if isinstance(report, JobReport) else ():
+                found[p] = max(found.get(p, 0), end)
+        return found
+
+    def of(self, recalculation: str) -> list[tuple[str, int]]:
+        """`(who, partition)` of all reports there are of a recalculation."""
+        return sorted(self._said.get(recalculation, {}))
+
+    def known(self) -> list[str]:
+        """The recalculations of which there are reports."""
+        return sorted(self._said)
+
+
+# -- what comes next --------------------------------------------------------------------------------------------------------
+
+
+def missing(table: Table, journeys: Iterable[Journey], now_ms: int) -> Recalculation | None:
+    """A recalculation of the rules that no evidence was ever collected for, to be planned; None when there are none.
+
+    What somebody cancelled, or what failed, is not begun again by itself, unless the journey was saved since.
+    """
+    coming = {key for one in table.records.values() if one.state in (PLANNED, FILLING, SWITCHING) for key in table.rules(one.id)}
+    ended = [one for one in table.records.values() if one.state in (CANCELLED, FAILED)]
+    rules: dict[bytes, Rule] = {}
+    asking: dict[str, int] = {}
+    for journey in journeys:
+        for key, rule in rules_by_key(journey).items():
+            if key in coming or table.standing(key).readable:
+                continue
+            saved_at = journey.saved_at or 0
+            if any(journey.id in one.journeys and one.planned_at >= saved_at and key in table.rules(one.id) for one in ended):
+                continue
+            rules[key] = rule
+            asking[journey.id] = journey.version or 0
+    if not rules:
+        return None
+    text = repr((sorted(asking.items()), sorted(rules))).encode()
+    id_ = "edit-" + blake2b(text, digest_size=6).hexdigest()
+    while id_ in table.records:
+        id_ = "edit-" + blake2b(id_.encode(), digest_size=6).hexdigest()
+    return Recalculation(id=id_, state=PLANNED, cause=EDIT, journeys=tuple(sorted(asking)), rules=tuple(rules.values()), planned_at=now_ms)
+
+
+def unneeded(table: Table, journeys: Iterable[Journey], now_ms: int, keep_ms: int) -> list[Recalculation]:
+    """Recalculations with what changed about rules that no journey needs: noticed, needed again, or given up after *keep_ms*."""
+    needed = {key for journey in journeys for key in rules_by_key(journey)}
+    changed: dict[str, Recalculation] = {}
+    for id_, key in table.live():
+        one, name = changed.get(id_, table.records[id_]), key.hex()
+        since = one.unneeded.get(name)
+        if key in needed:
+            if since is not None:
+                changed[id_] = one.but(unneeded={k: at for k, at in one.unneeded.items() if k != name})
+        elif since is None:
+            changed[id_] = one.but(unneeded={**one.unneeded, name: now_ms})
+        elif now_ms - since >= keep_ms:
+            left = {k: at for k, at in one.unneeded.items() if k != name}
+            changed[id_] = one.but(unneeded=left, retired=one.retired | {name})
+    return list(changed.values())
+
+
+def forgotten(table: Table) -> list[str]:
+    """Ids of recalculations that are over, of which nothing is read any more, beyond the newest `KEPT`."""
+
+
+    def counts(one: Recalculation) -> bool:
+        """Whether a rule's evidence or generation is still of this one."""
+        found = [table.standing(key) for key in table.rules(one.id)]
+        return any(one in s.readable for s in found) or (one.switched_at is not None and any(s.generation <= 2 * one.epoch + 1 for s in found))
+
+    gone = [one for one in table.all() if one.over and not counts(one)]
+    return [one.id for one in gone[: max(0, len(gone) - KEPT)]]
+
+
+@dataclass(slots=True)
+class Flush:
+    """How far a driver is with waiting for rebuilt evidence that aliases send on: each round takes every join one pointer further."""
+
+    rounds: int = 0
+    ends: Mapping[int, int] | None = None
+    rate: list[tuple[int, int]] = field(default_factory=list)  # (milliseconds, records read), of the last seconds
+
+
+def begin(table: Table, now_ms: int) -> Recalculation | None:
+    """The next planned recalculation, filling; None when one is under way or none is planned."""
+    if table.active():
+        return None
+    planned = next((one for one in table.all() if one.state == PLANNED), None)
+    if planned is None:
+        return None
+    epoch = 1 + max((one.epoch for one in table.records.values()), default=0)
+    return planned.but(state=FILLING, epoch=epoch, started_at=now_ms)
+
+
+def advance(
+    one: Recalculation, reports: Reports, partitions: int, flush: Flush, handoff_ends: Mapping[int, int], now_ms: int
+) -> Recalculation:
+    """*one*, which is filling or switching, as it stands now: to be written, if it differs.
+
+    *handoff_ends*: where the handoffs of each partition end, asked for after the reports were read. *flush* is the driver's own, and remembers.
+    """
+    workers = [reports.worker(one.id, p) for p in range(partitions)]
+    if one.state == SWITCHING:
+        said = [w for w in workers if w is not None]
+        if len(said) == partitions and all(w.shown for w in said):
+            return one.but(
+                state=LIVE, finished_at=now_ms, progress=1.0, changed=sum(w.changed for w in said), eta_seconds=0.0, events_per_second=None
+            )
+        scanned = sum(w.scanned for w in said) / partitions
+        return one.but(progress=round(0.9 + 0.099 * scanned, 4))
+    jobs = [reports.job(one.id, p) for p in range(partitions)]
+    error = next((job.error for job in jobs if job is not None and job.error), None)
+    if error is not None:
+        return one.but(state=FAILED, finished_at=now_ms, reason=error)
+    one = _measured(one, workers, jobs, flush, now_ms)
+    if not all(w is not None and _read(w, job) for w, job in zip(workers, jobs, strict=True)):
+        return one
+    written = reports.written(one.id)
+    if any(w is None or w.joined < written.get(p, 0) for p, w in enumerate(workers)):
+        return one
+    if flush.ends is not None and any(w is None or w.handed < flush.ends[p] for p, w in enumerate(workers)):
+        return one
+    still = flush.ends is not None and all(handoff_ends[p] <= flush.ends[p] for p in range(partitions))
+    if still or flush.rounds >= MAX_HOPS:
+        return one.but(state=SWITCHING, switched_at=now_ms, progress=0.9, eta_seconds=None)
+    flush.rounds, flush.ends = flush.rounds + 1, dict(handoff_ends)
+    return one
+
+
+def _read(worker: WorkerReport, job: JobReport | None) -> bool:
+    """Whether the log of a partition was read as far as the worker has not recorded by itself."""
+    return worker.recording_from <= worker.log_begin or (job is not None and job.read >= worker.recording_from)
+
+
+def _measured(
+    one: Recalculation, workers: list[WorkerReport | None], jobs: list[JobReport | None], flush: Flush, now_ms: int
+) -> Recalculation:
+    """*one* with how much of the log is read, and how fast."""
+    total = read = 0
+    complete = True
+    for worker, job in zip(workers, jobs, strict=True):
+        if worker is None:
+            complete = False
+            continue
+        begin = worker.log_begin if job is None else job.begin
+        length = max(0, worker.recording_from - begin)
+        total += length
+        read += 0 if job is None else min(length, max(0, job.read - begin))
+    flush.rate.append((now_ms, read))
+    while len(flush.rate) > 2 and flush.rate[0][0] < now_ms - 5000:
+        flush.rate.pop(0)
+    (then_ms, then), (at_ms, now) = flush.rate[0], flush.rate[-1]
+    rate = (now - then) * 1000 / (at_ms - then_ms) if at_ms > then_ms else None
+    eta = round((total - read) / rate, 1) if complete and rate else None
+    progress = 0.0 if not complete else 0.9 * (read / total if total else 1.0)
+    return one.but(
+        events_read=read, events_total=total if complete else None, events_per_second=None if rate is None else round(rate, 1),
+        eta_seconds=eta, progress=round(min(progress, 0.899), 4),
+    )  # fmt: skip

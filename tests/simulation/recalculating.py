@@ -1,0 +1,261 @@
+"""Recalculations in the simulated cluster: control topics, drivers, reports and jobs, as steps that may fail or come late. Decides nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from agents.partitions import recorded
+from agents.reporter import report_of, views_of
+from schemas.journey import Journey
+from schemas.recalculation import (
+    CANCELLED,
+    FILLING,
+    JOB,
+    PLANNED,
+    REQUEST,
+    SWITCHING,
+    VIEWS,
+    WORKER,
+    JobReport,
+    Recalculation,
+    ViewsReport,
+    WorkerReport,
+)
+from schemas.rules import Rule, rule_key
+from state import records
+from state.matching import Matcher
+from state.recalculation import Flush, Reports, Table, advance, begin, evidence_key, missing, rules_by_key, unneeded
+from streams.partitioner import partition_of
+from tests.support.recalculating import rebuilt
+
+if TYPE_CHECKING:
+    from .cluster import Cluster, Worker
+
+Control = dict[str, Journey] | tuple[str, Recalculation]
+KEEP_MS = 40  # evidence that no journey needs: the clock ticks with each act of a driver
+
+
+class Keyed:
+    """A matcher for evidence keys over one for all rules: making a real one for each change is dear."""
+
+    def __init__(self, base: Matcher, rules: Mapping[bytes, Rule]) -> None:
+        self._base = base
+        self._keys: dict[bytes, tuple[bytes, ...]] = {}
+        for key, rule in rules.items():
+            own = rule_key(rule)
+            self._keys[own] = (*self._keys.get(own, ()), key)
+
+    def match(self, activity: Any) -> tuple[bytes, ...]:
+        return tuple(key for rule in self._base.match(activity) for key in self._keys.get(rule, ()))
+
+
+class Recalculating:
+    """The control topics of a cluster, and who acts on them."""
+
+    def __init__(self, cluster: Cluster, base: Matcher) -> None:
+        self.cluster = cluster
+        self.base = base
+        self.control: list[Control] = [{}]  # what the journeys and recalculations topics say, in one order
+        self.table = Table()  # all of it
+        self.reports = Reports()
+        self.said: dict[tuple[str, int], WorkerReport] = {}
+        self.views: dict[tuple[str, int], tuple[tuple[int, int], ...]] = {}
+        self.flushes: dict[tuple[int, str], Flush] = {}
+        self.clock_ms = 1_900_000_000_000
+        self.due = True  # a driver may have something to do
+        self.requests = 0
+        self.cancels = cluster.rng.choice((0, 0, 1, 2))
+        self.read: dict[tuple[str, int], int] = {}  # by the job: (recalculation, partition) -> read to
+
+    # ------------------------------------------------------------------ topics
+
+    def write(self, one: Recalculation) -> None:
+        """A record of the recalculations topic."""
+        before = self.table.records.get(one.id)
+        self.control.append((one.id, one))
+        self.table.take(one.id, one)
+        self.due = True
+        if one.state == SWITCHING and before is not None and before.state == FILLING:
+            self.check_complete(one)
+        if before is None or before.state != one.state:
+            self.cluster.say(f"recalculation {one.id}: {before.state if before else None} -> {one.state}")
+
+    def journeys(self, catalog: dict[str, Journey]) -> None:
+        self.control.append(catalog)
+        self.due = True
+
+    def fold(self, worker: Worker, upto: int) -> None:
+        """What *worker* knows when it has read the topics so far; perhaps they were compacted."""
+        seen = self.control[:upto]
+        table = Table()
+        entries = [entry for entry in seen if isinstance(entry, tuple)]
+        if self.cluster.rng.random() < 0.5:
+            entries = list({entry[0]: entry for entry in entries}.values())
+        for id_, one in entries:
+            table.take(id_, one)
+        worker.context.recalculations = table
+        worker.context.catalog = dict(next(entry for entry in reversed(seen) if isinstance(entry, dict)))
+
+    def learn(self, worker: Worker) -> bool:
+        """*worker* reads one record on; whether its partitions have to know."""
+        entry = self.control[worker.catalog_version + 1]
+        worker.catalog_version += 1
+        if isinstance(entry, dict):
+            worker.context.catalog = dict(entry)
+            return True
+        return worker.context.recalculations.take(*entry)
+
+    def match(self, worker: Worker) -> None:
+        parts = [part for part in worker.open.values() if part.active]
+        worker.context.matcher = Keyed(self.base, recorded(worker.context, parts))  # type: ignore[assignment]
+
+    # ------------------------------------------------------------------ what people do
+
+    def request(self, journeys: Iterable[str]) -> None:
+        """Somebody asks for a recalculation."""
+        catalog = self.catalog()
+        mine = [catalog[id_] for id_ in journeys if id_ in catalog]
+        rules = {key: rule for journey in mine for key, rule in rules_by_key(journey).items()}
+        if rules:
+            self.requests += 1
+            self.write(
+                Recalculation(
+                    id=f"r-{self.requests}", state=PLANNED, cause=REQUEST, journeys=tuple(j.id for j in mine), rules=tuple(rules.values()),
+                    planned_at=self._now(),
+                )
+            )  # fmt: skip
+
+    def catalog(self) -> dict[str, Journey]:
+        return next(entry for entry in reversed(self.control) if isinstance(entry, dict))
+
+    def cancel(self) -> None:
+        """Somebody cancels one, perhaps by what was known of it a while ago."""
+        rng = self.cluster.rng
+        self.cancels -= 1
+        one = rng.choice([one for one in self.table.records.values() if not one.over])
+        old = [entry[1] for entry in self.control if isinstance(entry, tuple) and entry[0] == one.id and not entry[1].over]
+        self.write(rng.choice(old).but(state=CANCELLED, finished_at=self._now()))
+
+    def _now(self) -> int:
+        self.clock_ms += 1
+        return self.clock_ms
+
+    # ------------------------------------------------------------------ what can happen
+
+    def choices(self, all_of_them: bool) -> list[tuple[float, Callable[[], None]]]:
+        """Steps that have something to do. Reports are looked at now and then, or when *all_of_them* are asked for."""
+        found: list[tuple[float, Callable[[], None]]] = []
+        rng, owner = self.cluster.rng, self.cluster.owner
+        if self.due:
+            found.append((1.0, partial(self.drive, owner[0], True)))
+        active = self.table.active()
+        for p, worker in enumerate(owner):
+            for journey, views in views_of(worker.open[p]).items():
+                if self.views.get((journey, p)) != views:
+                    found.append((0.5, partial(self.report_views, journey, p, views)))
+        if active and self.cancels and rng.random() < 0.02:
+            found.append((1.0, self.cancel))
+        if not active:
+            return found
+        if rng.random() < 0.03:
+            found.append((0.3, partial(self.drive, rng.choice(self.cluster.workers), False)))
+        if all_of_them or rng.random() < 0.4:
+            for p, worker in enumerate(owner):
+                for one in worker.context.recalculations.active():
+                    report = report_of(worker.open[p], one, self.reports.worker(one.id, p), 0, len(self.cluster.logs["activities", p]))
+                    if self.said.get((one.id, p)) != report:
+                        found.append((1.0, partial(self.report, one, p, report)))
+        for one in active:
+            if one.state == FILLING:
+                for p in range(len(owner)):
+                    told = self.reports.worker(one.id, p)
+                    if told is not None and self.read.get((one.id, p), 0) < told.recording_from:
+                        found.append((1.0, partial(self.job, one, p, told.recording_from)))
+        return found
+
+    def report_views(self, journey: str, p: int, views: tuple[tuple[int, int], ...]) -> None:
+        self.views[journey, p] = views
+        self.reports.take(journey, VIEWS, p, ViewsReport(views))
+
+    def report(self, one: Recalculation, p: int, report: WorkerReport) -> None:
+        self.said[one.id, p] = report
+        self.reports.take(one.id, WORKER, p, report)
+        self.due = True
+        self.cluster.say(f"partition {p} of {one.id}: {report}")
+
+    def drive(self, worker: Worker, real: bool) -> None:
+        """A driver acts: the owner of partition 0, or one that was, and knows only what it has read."""
+        while real and worker.catalog_version < len(self.control) - 1:
+            self.cluster.learn(worker)
+        table, catalog, now_ms, n = worker.context.recalculations, worker.context.catalog, self._now(), len(self.cluster.owner)
+        out = [table.records[id_] for id_ in sorted(table.stale)]
+        planned = missing(table, catalog.values(), now_ms)
+        if planned is not None and planned.id not in table.records:
+            out.append(planned)
+        out += unneeded(table, catalog.values(), now_ms, KEEP_MS)
+        following = begin(table, now_ms)
+        out += [] if following is None else [following]
+        waiting = False
+        for one in table.active():
+            flush = self.flushes.setdefault((worker.number, one.id), Flush())
+            rounds = flush.rounds
+            ends = {p: len(self.cluster.logs["handoffs", p]) for p in range(n)}
+            after = advance(one, self.reports, n, flush, ends, now_ms)
+            waiting = waiting or flush.rounds != rounds
+            if after.state != one.state:
+                del self.flushes[worker.number, one.id]
+                out.append(after)
+        if real:
+            self.due = waiting or bool(out)
+        for one in out:
+            self.write(one)
+
+    def job(self, one: Recalculation, p: int, to: int) -> None:
+        """A job reads on in the log of partition *p*; it may die before it has said so, or written all."""
+        rng, at = self.cluster.rng, self.read.get((one.id, p), 0)
+        if rng.random() < 0.05:
+            at = 0  # somebody who read only what compaction left of the reports
+        end = min(to, at + rng.choice((1, 3, 50)))
+        n = len(self.cluster.owner)
+        found = rebuilt(one, self.table.rules(one.id), self.cluster.logs["activities", p][at:end], 86_400_000)
+        dies = rng.random() < 0.15
+        for key, value in found[: rng.randint(0, len(found))] if dies else found:
+            q = partition_of(key, n)
+            self.cluster.append("rebuilt-evidence", q, [(q, key, value, (), 0)])
+        self.cluster.say(f"the job reads {p} {at}..{end - 1} for {one.id}{', and dies' if dies else ''}")
+        if not dies:
+            self.read[one.id, p] = end
+            written = {q: len(self.cluster.logs["rebuilt-evidence", q]) for q in range(n)}
+            self.reports.take(one.id, JOB, p, JobReport(0, end, 0, written))
+            self.due = True
+
+    # ------------------------------------------------------------------ what must hold
+
+    def check_complete(self, one: Recalculation) -> None:
+        """When a recalculation is switched to, all that was known of its rules is known under the new epoch, contact by contact."""
+        before = Table()
+        for entry in self.control[:-1]:
+            if isinstance(entry, tuple):
+                before.take(*entry)
+        for rule in self.table.rules(one.id):
+            readable = before.standing(rule).readable
+            if not readable:
+                continue
+            old, new = evidence_key(rule, readable[0].id), evidence_key(rule, one.id)
+            for p, worker in enumerate(self.cluster.owner):
+                for key, value in worker.open[p].ledger.scan(records.EVIDENCE):
+                    if records.pointer_of(value) is not None:
+                        continue
+                    hits = records.decode_evidence(value)[0].hits
+                    missed = _set(hits.get(old, b"")) - _set(hits.get(new, b""))
+                    identity = worker.open[p].ledger.get(records.IDENTITY + key[1:])
+                    if missed and identity is not None:
+                        erased = records.decode_head(identity)[2]
+                        missed = {hit for hit in missed if erased is None or hit[:8] > (erased + (1 << 63)).to_bytes(8, "big")}
+                    assert not missed, f"{one.id} is switched to, and {key!r} in {p} lacks {missed}"
+
+
+def _set(blob: bytes) -> set[bytes]:
+    return {blob[i : i + 16] for i in range(0, len(blob), 16)}

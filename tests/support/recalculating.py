@@ -1,0 +1,97 @@
+"""Recalculating: a driver and a job for partitions in memory: brings every recalculation that is due to its end, step by step. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from agents import handoffs, intake
+from agents.partition import Context, Partition
+from agents.partitions import recorded
+from agents.recalculator import rebuild_matcher
+from agents.reporter import report_of
+from schemas.recalculation import FILLING, JOB, WORKER, JobReport, Recalculation
+from state.matching import Matcher
+from state.recalculation import Flush, Reports, advance, begin, missing
+from streams.partitioner import partition_of
+
+
+class LogRecord(NamedTuple):
+    """A record as librdkafka hands it out."""
+
+    raw: bytes | None
+    sent_ms: int
+
+    def value(self) -> bytes | None:
+        return self.raw
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self.sent_ms
+
+
+def rebuilt(one: Recalculation, rules: Mapping[bytes, Any], log: Sequence[Any], ahead_ms: int) -> list[tuple[bytes, bytes]]:
+    """`(key, value)` of the rebuilt evidence of a piece of the log: what the job writes."""
+    hits: dict[str, list[tuple[bytes, bytes]]] = {}
+    read = [LogRecord(record.value, record.timestamp) for record in log]
+    intake.rebuilt(read, rebuild_matcher(one, dict(rules)), ahead_ms, hits)
+    return [(contact.encode(), handoffs.encode(intake.as_join(contact, mine))) for contact, mine in hits.items()]
+
+
+class Recalculating:
+    """*log* gives a log by source and partition, *send* appends to that of rebuilt evidence, *reconcile* tells partitions of what changed."""
+
+    def __init__(
+        self,
+        context: Context,
+        partitions: Callable[[], Mapping[int, Partition]],
+        log: Callable[[str, int], Sequence[Any]],
+        send: Callable[[int, bytes, bytes], None],
+        reconcile: Callable[[], None],
+    ) -> None:
+        self.context, self.partitions, self.log, self.send, self.reconcile = context, partitions, log, send, reconcile
+        self.reports = Reports()
+
+    def take(self, one: Recalculation) -> None:
+        """A record of the recalculations topic."""
+        if self.context.recalculations.take(one.id, one):
+            self.apply()
+
+    def apply(self) -> None:
+        """Journeys or recalculations changed."""
+        self.reconcile()
+        self.context.matcher = Matcher(recorded(self.context, self.partitions().values()))
+
+    def steps(self) -> Iterator[None]:
+        """Goes on until nothing is under way; wants everything to settle at each yield."""
+        table, now_ms, n = self.context.recalculations, self.context.now_ms(), self.context.partitions
+        flushes: dict[str, Flush] = {}
+        for _ in range(10_000):
+            for following in (partial(missing, table, self.context.catalog.values(), now_ms), partial(begin, table, now_ms)):
+                one = following()
+                if one is not None:
+                    self.take(one)
+            active = table.active()
+            if not active:
+                return
+            for one in active:
+                for p, partition in self.partitions().items():
+                    self.reports.take(one.id, WORKER, p, report_of(partition, one, self.reports.worker(one.id, p), 0, len(self.log("activities", p))))
+                if one.state == FILLING:
+                    self._read(one)
+                ends = {p: len(self.log("handoffs", p)) for p in range(n)}
+                after = advance(one, self.reports, n, flushes.setdefault(one.id, Flush()), ends, now_ms)
+                self.take(after)
+            yield
+        raise AssertionError(f"the recalculations come to no end: {table.active()}")
+
+    def _read(self, one: Recalculation) -> None:
+        rules, n = self.context.recalculations.rules(one.id), self.context.partitions
+        for p in range(n):
+            worker, job = self.reports.worker(one.id, p), self.reports.job(one.id, p)
+            if worker is None or (job is not None and job.read >= worker.recording_from):
+                continue
+            for key, value in rebuilt(one, rules, self.log("activities", p)[: worker.recording_from], self.context.ahead_ms):
+                self.send(partition_of(key, n), key, value)
+            written = {q: len(self.log("rebuilt-evidence", q)) for q in range(n)}
+            self.reports.take(one.id, JOB, p, JobReport(0, worker.recording_from, 0, written))
