@@ -85,6 +85,7 @@ class Partition:
         self._works = 0
         self._stale = False
         self._repeat_to: dict[str, int] = {}
+        self._beginning = False  # the changelog is yet to be told that batches are taken
         self._decided: dict[str, int] = {}  # source -> before this offset, something may have had an effect
         self._logged: dict[str, int] = {}  # source -> the last position sent to the changelog
         self._followed: dict[str, int] = {}  # source -> next offset not yet in RocksDB, since this owner is one
@@ -191,10 +192,23 @@ class Partition:
         lost = (IN_FLIGHT + 1) * c.chunk_records  # beyond the furthest position that anybody wrote down
         self._logged = dict(self.positions)
         self._repeat_to = {source: min(self.positions.get(source, 0) + lost, end) for source, end in ends.items()}
+        self._beginning = not self.positions
+        if self._beginning:  # nobody took a batch before: whoever does says so first
+            self._repeat_to = {}
         self._decided = dict(self._repeat_to)  # at most, by the owner before
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
+        if self._beginning:
+            self._begin(ends)
         self._hand_on()
         self.building.reconcile()
+
+    def _begin(self, sources: Iterable[str]) -> None:
+        """Tells the changelog that this partition takes batches from now on: where it says nothing of positions, nothing was ever announced."""
+        marks: dict[bytes, bytes | None] = {POSITION + source.encode(): b"0" for source in sources}
+        work = self.work(Decision(marks, [], [], [], {}, {}))
+        work.took_room = False
+        assert self.pipeline is not None
+        self.pipeline.add(work)
 
     def _hand_on(self) -> None:
         """Sends on what recovery found behind aliases: where a stale writer made a contact an alias, its owner may have known more of it by then."""
@@ -266,6 +280,9 @@ class Partition:
         pipeline = self.pipeline
         assert pipeline is not None, f"partition {self.number} takes batches only while active"
         metrics.RECORDS.labels(source).inc(len(chunk))
+        if self._beginning:
+            await pipeline.drain()
+            self._beginning = False
         size = self.context.chunk_records
         behind = source == "rebuilt-evidence"
         for at in range(0, len(chunk), size):
