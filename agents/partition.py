@@ -129,27 +129,32 @@ class Partition:
 
         Returns the keys whose state is now more than their last record says: a stale writer was last, the owner has to say it again.
         """
-        last = {record.key: record.value for record in changes}
-        told = [self.building.told(key, last.pop(key)) for key in list(last) if key[:1] == VIEW]
-        reached = {key[1:].decode(): int(last.pop(key) or 0) for key in list(last) if key[:1] == POSITION}
-        for source, following in reached.items():
+        values: dict[bytes, list[bytes | None]] = {}
+        for record in changes:
+            key = record.key
+            if key in values:
+                values[key].append(record.value)
+            else:
+                values[key] = [record.value]
+        own = {kind: [key for key in values if key[:1] == kind] for kind in (VIEW, POSITION, REPEATED)}
+        told = [self.building.told(key, values.pop(key)[-1]) for key in own[VIEW]]
+        for key in own[POSITION]:
+            source, following = key[1:].decode(), int(values.pop(key)[-1] or 0)
             if following > self.positions.get(source, -1):
                 self.positions[source] = following
-                told.append((POSITION + source.encode(), str(following).encode()))
-        told += [(key, last.pop(key)) for key in list(last) if key[:1] == REPEATED]
-        keys = list(last)
-        before = self.ledger.get_many(keys)
-        joined = dict(zip(keys, before, strict=True))
+                told.append((key, str(following).encode()))
+        told += [(key, values.pop(key)[-1]) for key in own[REPEATED]]
+        last = {key: found[-1] for key, found in values.items()}
+        for (_, found), old in zip(values.items(), self.ledger.get_many([*values]), strict=True):
+            if old is not None:
+                found.insert(0, old)
+        joined: dict[bytes, bytes | None] = {}
         left: dict[bytes, bytes] = {}
-        for record in changes:
-            if record.key in joined:
-                old = joined[record.key]
-                joined[record.key] = records.join(record.key, old, record.value)
-                lost = records.lost(record.key, old, record.value)
-                if lost is not None:
-                    key = LEFT + record.key
-                    left[key] = records.join(record.key, left.get(key) or self.ledger.get(key), lost) or lost
-        for key in keys:  # an alias keeps no identity; a stale writer's alias comes without the tombstone of one it did not know
+        for key, found in values.items():
+            joined[key], lost = records.join_all(key, found)
+            if lost is not None:
+                left[LEFT + key] = records.join(key, self.ledger.get(LEFT + key), lost) or lost
+        for key in values:  # an alias keeps no identity; a stale writer's alias comes without the tombstone of one it did not know
             evidence, identity = joined[key], records.IDENTITY + key[1:]
             if key[:1] == records.EVIDENCE and evidence is not None and records.pointer_of(evidence) is not None:
                 kept = joined[identity] if identity in joined else self.ledger.get(identity)

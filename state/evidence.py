@@ -66,6 +66,8 @@ def union(a: bytes, b: bytes) -> bytes:
         return b
     if len(b) == HIT_BYTES:
         return insert(a, b)
+    if a.startswith(b):  # as it is when hits come in the order of their times
+        return a
     joined = {*each(a), *each(b)}
     return a if len(joined) * HIT_BYTES == len(a) else b"".join(sorted(joined))
 

@@ -13,6 +13,7 @@ The head is what an activity needs; the rest, which may be long, is left alone t
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import msgspec
 
@@ -142,6 +143,50 @@ def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
     other = decode_identity(identity.holder, new)
     identity.join(other.members, other.merges, other.profiles, other.erased_at_ms)
     return encode_identity(identity)
+
+
+def join_all(key: bytes, values: Sequence[bytes | None]) -> tuple[bytes | None, bytes | None]:
+    """`(join, what it leaves out)` of values of one record, in the order of the log: `join` and `lost` of all, one after the other."""
+    last = values[-1]
+    if len(values) == 1:
+        return last, None
+    if key[:1] == EVIDENCE and last is not None and all(value is not None and not value[1] & ALIAS for value in values):
+        # holders of evidence: the order does not matter, and as a rule the last knows all that the others do
+        evidence, has_identity = decode_evidence(last)
+        grew = False
+        for value in values[:-1]:
+            assert value is not None
+            if value != last:
+                grew = _join_into(evidence, value) or grew
+                if value[1] & HAS_IDENTITY and not has_identity:
+                    has_identity = grew = True
+        return (encode_evidence(evidence, has_identity) if grew else last), None
+    joined, left = values[0], None
+    for value in values[1:]:
+        gone = lost(key, joined, value)
+        if gone is not None:
+            left = join(key, left, gone) or gone
+        joined = join(key, joined, value)
+    return joined, left
+
+
+def _join_into(evidence: Evidence, record: bytes) -> bool:
+    """Joins the hits of a holder's evidence record to *evidence*; whether anything was new."""
+    version, _, n = _HEAD.unpack_from(record)
+    if version != VERSION:
+        raise UnknownVersion(f"evidence record of version {version}; this program reads version {VERSION}")
+    hits, grew = evidence.hits, False
+    at = 4 + n * 10
+    for rule, count in _RULE.iter_unpack(record[4:at]):
+        end = at + (count & COUNT) * HIT_BYTES
+        blob = record[at:end]
+        if hits.get(rule) != blob and evidence.add(rule, blob):
+            grew = True
+        if count & MARKED and rule not in evidence.marked:
+            evidence.marked |= {rule}
+            grew = True
+        at = end
+    return grew
 
 
 def lost(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:

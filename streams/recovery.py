@@ -18,6 +18,9 @@ from mode import Service
 
 T = TypeVar("T")
 
+TOGETHER_RECORDS = 100_000
+"""So many changelog records of a partition are joined at once."""
+
 
 class Recovery(stock.Recovery):
     """Faust's recovery, its two loops replaced.
@@ -37,6 +40,8 @@ class Recovery(stock.Recovery):
         """Owned changelog partitions on the way to their end, and where that was."""
         self._read: dict[TP, int] = {}
         """Owned changelog partitions that are recovered, and up to where."""
+        self._waiting: dict[TP, list[Any]] = {}
+        """Records read and not yet joined; dropped when the assignment is over, since they are read again."""
         self._stale: dict[int, set[bytes]] = {}
         self._caught_up = asyncio.Event()
         self._serial = -1
@@ -82,6 +87,7 @@ class Recovery(stock.Recovery):
                 app.partitions.open(tp.partition)
         starts, ends = await self._bounds(active | standby)
         await self._unless_over(consumer.seek_wait(starts))
+        self._waiting.clear()
         self._targets, self._read = {tp: ends[tp] for tp in active}, {}
         self._stale = {tp.partition: set() for tp in active}
         self._caught_up.clear()
@@ -147,6 +153,16 @@ class Recovery(stock.Recovery):
         """Records of a changelog partition, owned or standby, in order. Those of a partition that was taken away meanwhile are dropped."""
         if tp.partition not in self.opened or tp in self._read:
             return  # what comes behind the end of recovery was written by somebody else: the changelog finds it there
+        waiting = self._waiting.setdefault(tp, [])
+        waiting += records
+        if len(waiting) >= TOGETHER_RECORDS:
+            self._join(tp)
+
+    def _join(self, tp: TP) -> None:
+        """Joins what is waiting of a partition into its store: many records at once, since they have few keys."""
+        records = self._waiting.pop(tp, None)
+        if not records or tp.partition not in self.opened:
+            return
         stale = self.app.partitions.recover(tp.partition, records, records[-1].offset)
         if stale and tp.partition in self._stale:
             self._stale[tp.partition].update(stale)
@@ -155,6 +171,8 @@ class Recovery(stock.Recovery):
     def on_positions(self) -> None:
         """The consumer has handed over all it took. Recovery is done when every owned changelog is read to its end: to the offset that the broker
         listed, and to the end that its last fetch named, since there are brokers (Tansu) that list an end too low."""
+        for tp in [tp for tp in self._waiting if tp not in self._targets or self._caught_up.is_set()]:
+            self._join(tp)  # of a standby: it need not wait for more
         if not self._targets or self._caught_up.is_set():
             return
         consumer, read = self.app.consumer, {}
@@ -163,12 +181,15 @@ class Recovery(stock.Recovery):
             if position is None or position.highwater is None or position.offset < max(end, position.highwater):
                 return
             read[tp] = position.offset
+        for tp in read:
+            self._join(tp)
         self._read = read
         self._caught_up.set()
 
     async def close_partitions(self) -> None:
         """Revoked, or the worker stops: closes every partition, so that its lock is free and nothing of it goes on."""
         self._targets, self._read = {}, {}
+        self._waiting.clear()
         if self._step is not None and not self._step.done():  # an `activate` may be under way
             self._step.cancel()
             await asyncio.wait([self._step])
