@@ -170,6 +170,17 @@ class Shop:
         self._finish()
         return self._context.recalculations.records[one.id]
 
+    def forget_before(self, at: str) -> int:
+        """Retention takes activities before *at* from the log; how many are left of those that were. Offsets stay what they were."""
+        kept = 0
+        for (topic, _), log in self._logs.items():
+            for record in log if topic == "activities" else ():
+                if record.value is not None and parse_ms(json.loads(record.value)["at"]) < ms(at):
+                    record.value = None
+                else:
+                    kept += 1
+        return kept
+
     def _finish(self) -> None:
         """Brings every recalculation to its end."""
         self._settle()

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
 import state.decision
 import state.identity
 import state.progress
+import state.recalculation
 import state.records
+import tests.simulation.recalculating
+from agents import questions
 from agents.partition import Partition
 from agents.pipeline import Pipeline, Work
+from schemas.recalculation import FILLING, WorkerReport
 from state.decision import Batch
 from state.evidence import Evidence
 from state.identity import Identity
 from state.messages import Join, Unite
 from state.progress import Reached
+from state.recalculation import Reports, Table, evidence_key
 
 from .cluster import _projection
 
@@ -281,4 +287,51 @@ def contribution_of_the_old_groups_stays() -> Iterator[None]:
         original(self, view, holder, at if count > 0 else (at[0], (), *at[2:]), count)
 
     with patch.object(Batch, "_place", place):
+        yield
+
+
+# -- recalculation ----------------------------------------------------------------------------------------------------------
+
+
+@mutation
+def rebuilt_evidence_is_not_waited_for() -> Iterator[None]:
+    original = tests.simulation.recalculating.report_of
+
+    def report_of(*args: Any) -> WorkerReport:
+        return replace(original(*args), joined=1 << 60)
+
+    with patch.object(tests.simulation.recalculating, "report_of", report_of):
+        yield
+
+
+@mutation
+def what_aliases_send_on_is_not_waited_for() -> Iterator[None]:
+    with patch.object(state.recalculation, "MAX_HOPS", 0):
+        yield
+
+
+@mutation
+def live_hits_are_not_recorded_under_the_new_epoch() -> Iterator[None]:
+    original = Table.recorded
+
+    def recorded(self: Table) -> dict[bytes, Any]:
+        filling = {evidence_key(key, one.id) for one in self.active() if one.state == FILLING for key in self.rules(one.id)}
+        return {key: rule for key, rule in original(self).items() if key not in filling}
+
+    with patch.object(Table, "recorded", recorded):
+        yield
+
+
+@mutation
+def a_view_is_shown_before_it_is_written() -> Iterator[None]:
+    def readable(partition: Any, view: Any) -> bool:
+        return bool(partition.building.state[view.id] != "building")
+
+    with patch.object(questions, "readable", readable):
+        yield
+
+
+@mutation
+def old_views_go_at_once() -> Iterator[None]:
+    with patch.object(Reports, "common", lambda *_: (1 << 60, 0)):
         yield

@@ -1,0 +1,154 @@
+"""Stories about recalculation: the small-business-loan journey, built over what happened before, edited, doubted, and rebuilt by schedule."""
+
+from __future__ import annotations
+
+from agents.driver import next_run_ms, scheduled
+from schemas.recalculation import LIVE, Schedule
+from schemas.times import parse_ms
+from state.recalculation import Table
+
+from .conftest import CAMPAIGN, CLICK, DOWNLOAD, REQUEST
+from .shop import Shop, left, ms, reached
+
+
+def told(shop: Shop) -> None:
+    """Four contacts, before anybody thought of a journey for them."""
+    for name in ("ada", "bob", "eve", "kim"):
+        shop.contact(name).visits("/campaign/smb", at="10:00")
+    for name in ("ada", "bob", "eve"):
+        shop.contact(name).submits("loan-smb", at="10:10")
+    for name in ("ada", "bob"):
+        shop.contact(name).clicks("https://bank.example/download-case-study", at="10:20", email="smb-jumpstart")
+    shop.contact("ada").downloads("case-study", at="10:30")
+
+
+def test_a_journey_is_built_stage_by_stage_over_what_happened_before() -> None:
+    shop = Shop({"name": "Somebody", "condition": {"any": [{"rule": "became_member"}]}})
+    told(shop)
+    assert shop.results() == [0]
+    shop.edit(CAMPAIGN)
+    assert shop.results() == [4], "the log is replayed for a rule never seen"
+    shop.edit(CAMPAIGN, REQUEST)
+    assert shop.results() == [4, 3]
+    shop.edit(CAMPAIGN, REQUEST, CLICK)
+    shop.edit(CAMPAIGN, REQUEST, CLICK, DOWNLOAD)
+    assert shop.results() == [4, 3, 2, 1]
+    assert shop.who(4) == ["ada"]
+    assert shop.changes(shop.contact("kim")) == [reached(1, "10:00")]
+
+
+def test_a_stage_is_inserted_in_the_middle_and_taken_out_again() -> None:
+    shop = Shop(CAMPAIGN, DOWNLOAD)
+    told(shop)
+    assert shop.results() == [4, 1]
+    shop.edit(CAMPAIGN, CLICK, DOWNLOAD)
+    assert shop.results() == [4, 2, 1]
+    assert shop.changes(shop.contact("bob"))[-1] == reached(2, "10:20")
+    assert shop.last_change()["cause"] == "edit"
+    shop.edit(CAMPAIGN, DOWNLOAD)
+    assert shop.results() == [4, 1]
+    assert shop.changes(shop.contact("bob"))[-1] == left(2, was="10:20")
+
+
+def test_a_condition_is_tightened_and_those_who_no_longer_match_are_gone(shop: Shop) -> None:
+    for name, channel in (("ada", "business"), ("bob", None)):
+        shop.contact(name).visits("/campaign/smb", at="10:00", channel=channel)
+        shop.contact(name).submits("loan-smb", at="10:10")
+    assert shop.results() == [2, 2]
+    shop.edit({**CAMPAIGN, "condition": {"any": [{"rule": "visited_page", "page": "/campaign/smb", "channel": "business"}]}}, REQUEST)
+    assert shop.results() == [1, 1]
+    assert shop.who(1) == ["ada"]
+    assert shop.changes(shop.contact("bob"))[-2:] == [left(1, was="10:00"), left(2, was="10:10")]
+    assert shop.changes(shop.contact("ada")) == [reached(1, "10:00"), reached(2, "10:10")], "who still matches hears nothing"
+
+
+def test_nothing_is_said_when_a_recalculation_changes_nothing(bank: Shop) -> None:
+    told(bank)
+    before = len(bank.changes(bank.contact("ada")))
+    done = bank.recalculate()
+    assert (done.state, done.changed) == (LIVE, 0)
+    assert bank.results() == [4, 3, 2, 1]
+    assert len(bank.changes(bank.contact("ada"))) == before
+
+
+def test_a_merge_between_two_recalculations(bank: Shop) -> None:
+    told(bank)
+    assert bank.recalculate().changed == 0
+    visitor, ada = bank.contact("visitor-9"), bank.contact("ada")
+    visitor.visits("/campaign/smb", at="09:00")
+    visitor.turns_out_to_be(ada, at="11:00")
+    assert (bank.results(), bank.stages_of(ada)) == ([4, 3, 2, 1], ["09:00", "10:10", "10:20", "10:30"])
+    assert bank.recalculate().changed == 0
+    assert (bank.results(), bank.stages_of(ada)) == ([4, 3, 2, 1], ["09:00", "10:10", "10:20", "10:30"])
+
+
+def test_who_was_erased_stays_erased(bank: Shop) -> None:
+    told(bank)
+    bank.contact("ada").asks_to_be_forgotten(at="12:00")
+    assert bank.results() == [3, 2, 1, 0]
+    assert bank.recalculate().changed == 0
+    assert bank.results() == [3, 2, 1, 0]
+
+
+def test_what_retention_took_from_the_log_counts_no_longer_and_only_differences_are_told(bank: Shop) -> None:
+    told(bank)
+    kept = bank.forget_before("10:25")
+    assert kept > 0
+    assert bank.results() == [4, 3, 2, 1], "until somebody asks"
+    done = bank.recalculate()
+    assert done.changed == 4, "who stands elsewhere: all four had only older activities, but for ada's download"
+    assert bank.results() == [0, 0, 0, 0]
+    assert bank.changes(bank.contact("kim")) == [reached(1, "10:00"), left(1, was="10:00")]
+    assert bank.last_change()["cause"] == "recalculation"
+    assert bank.last_change()["cause_id"] == done.id
+
+
+def test_activities_go_on_counting_after_a_recalculation(bank: Shop) -> None:
+    told(bank)
+    bank.recalculate()
+    bank.contact("kim").submits("loan-smb", at="11:00")
+    assert bank.results() == [4, 4, 2, 1]
+    assert bank.changes(bank.contact("kim"))[-1] == reached(2, "11:00")
+
+
+# -- the schedule ---------------------------------------------------------------------------------------------------------
+
+NIGHTLY = "0 2 * * *"
+
+
+def test_the_schedule_fires_when_due_once_and_makes_up_for_a_missed_run_once(bank: Shop) -> None:
+    table, mine = Table(), [bank.journey.model_copy(update={"scheduled_recalculation": True})]
+    since = parse_ms("2026-01-01T12:00:00Z")
+    first, nothing = scheduled(table, mine, None, NIGHTLY, "UTC", since)
+    assert (first, nothing) == (Schedule(NIGHTLY, "UTC", since), None), "it is written down since when"
+    assert scheduled(table, mine, first, NIGHTLY, "UTC", parse_ms("2026-01-02T01:59:59Z")) == (None, None)
+    late = parse_ms("2026-01-05T09:00:00Z")  # everything stood still for three nights
+    _, run = scheduled(table, mine, first, NIGHTLY, "UTC", late)
+    assert run is not None
+    assert (run.cause, run.journeys) == ("schedule", ("loan",))
+    table.take(run.id, run)
+    assert scheduled(table, mine, first, NIGHTLY, "UTC", parse_ms("2026-01-06T02:00:01Z")) == (None, None), "runs do not overlap"
+    table.take(run.id, run.but(state=LIVE, epoch=1, switched_at=late, finished_at=late))
+    assert scheduled(table, mine, first, NIGHTLY, "UTC", parse_ms("2026-01-06T01:00:00Z")) == (None, None), "once"
+    _, following = scheduled(table, mine, first, NIGHTLY, "UTC", parse_ms("2026-01-06T02:00:01Z"))
+    assert following is not None
+    assert following.id != run.id
+
+
+def test_two_who_fire_the_same_run_fire_one(bank: Shop) -> None:
+    mine = [bank.journey.model_copy(update={"scheduled_recalculation": True})]
+    since, now = Schedule(NIGHTLY, "UTC", parse_ms("2026-01-01T12:00:00Z")), parse_ms("2026-01-02T02:00:05Z")
+    runs = [scheduled(Table(), mine, since, NIGHTLY, "UTC", now + delay)[1] for delay in (0, 700)]
+    assert len({run.id for run in runs if run is not None}) == 1
+
+
+def test_no_journey_wants_it_and_nothing_runs(bank: Shop) -> None:
+    since = Schedule(NIGHTLY, "UTC", parse_ms("2026-01-01T12:00:00Z"))
+    assert scheduled(Table(), [bank.journey], since, NIGHTLY, "UTC", ms("23:00"))[1] is None
+    assert scheduled(Table(), [bank.journey], since, "", "UTC", ms("23:00")) == (None, None)
+
+
+def test_the_schedule_is_read_in_its_time_zone() -> None:
+    winter = parse_ms("2026-01-01T12:00:00Z")
+    assert next_run_ms(NIGHTLY, "Europe/Berlin", winter) == parse_ms("2026-01-02T01:00:00Z")
+    assert next_run_ms(NIGHTLY, "Europe/Berlin", parse_ms("2026-07-01T12:00:00Z")) == parse_ms("2026-07-02T00:00:00Z")
