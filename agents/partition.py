@@ -333,9 +333,12 @@ class Partition:
             rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
         load = self.reader([*rules])
         for contact, mine in rules.items():
-            record = load(records.EVIDENCE + contact.encode())
-            if record is not None and records.pointer_of(record) is None:
-                mine.update(records.decode_evidence(record)[0].hits)
+            at: str | None = contact
+            while at is not None and self.is_here(at):  # what concerns an alias concerns its holder, as far as that is here
+                record = load(records.EVIDENCE + at.encode())
+                at = None if record is None else records.pointer_of(record)
+                if record is not None and at is None:
+                    mine.update(records.decode_evidence(record)[0].hits)
             mine.update(self._repeated.get(contact, ()))
         self._repeated |= rules
         return {REPEATED + contact.encode(): b"".join(sorted(mine)) for contact, mine in rules.items()}
