@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from schemas.journey import Journey, journey_json, parse_journey
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-VIEW = b"v"
+VIEW, SWEPT = b"v", b"swept"
 GIVEN_UP = (CANCELLED, FAILED)
 LIVE, BUILDING, OLD = "live", "building", "old"
 SCAN_CONTACTS = 1000  # a step: bounds how long the loop is blocked
@@ -45,6 +46,8 @@ class Building:
         self.scans: dict[bytes, asyncio.Task[None]] = {}
         self.turns = 0  # counts what became readable, and what went
         self._wanted: dict[bytes, tuple[Journey, Source]] = {}  # what the catalogue asks for, by view id
+        self.sweep: asyncio.Task[None] | None = None
+        self._swept = -1  # at which turn of the table it was last looked for evidence to give up
         self._old: list[View] = []
         self._beginning: list[View] = []  # in the changelog, about to be kept
         self._unsettled: list[
@@ -89,7 +92,7 @@ class Building:
 
     async def close(self) -> None:
         """Ends scans; their cursors stand in RocksDB."""
-        scans = list(self.scans.values())
+        scans = [*self.scans.values(), *([self.sweep] if self.sweep is not None else [])]
         for task in scans:
             task.cancel()
         for task in scans:
@@ -283,6 +286,7 @@ class Building:
         if pipeline is None:
             return
         self._drop(self._unread())
+        self._sweep()
         repeated = self._partition.repeated()
         ready = [
             (view, others)
@@ -305,6 +309,45 @@ class Building:
         self._keep(self.kept.all)
         self._drop([old for _, others in ready for old in others if self.state[old.id] == BUILDING])
         self._work_on()
+
+    def _sweep(self) -> None:
+        """Begins to take evidence away that nothing reads any more, when a recalculation is over and its old views are gone."""
+        table = self._partition.context.recalculations
+        if table.turns == self._swept or self._old or self.scans or table.active() or (self.sweep is not None and not self.sweep.done()):
+            return
+        self._swept = table.turns
+        dead = table.dead().difference(*(view.rules for view in self.kept.all))
+        mark = blake2b(b"".join(sorted(dead)), digest_size=8).digest()
+        if dead and self._partition.ledger.get(SWEPT) != mark:
+            self.sweep = asyncio.create_task(self._take_away(dead, mark))
+
+    async def _take_away(self, dead: frozenset[bytes], mark: bytes) -> None:
+        """Walks over all contacts and takes the keys *dead* out of their evidence. No epoch comes twice: nothing is lost by it, whatever happens."""
+        partition, prefix = self._partition, records.EVIDENCE
+        after: bytes | None = None
+        try:
+            while True:
+                pipeline = partition.pipeline
+                if pipeline is None or not await pipeline.room(behind=True):
+                    return
+                found = list(partition.ledger.scan(prefix, after, SCAN_CONTACTS))
+                load = partition.reader((), dict(found))
+                smaller: dict[bytes, bytes | None] = {}
+                for key, _ in found:
+                    record = load(key)
+                    less = None if record is None else records.without(record, dead)
+                    if less is not None:
+                        smaller[key] = less
+                done = len(found) < SCAN_CONTACTS
+                pipeline.add(partition.work(Decision(smaller, [], [], [], {}, {}), also=[(SWEPT, mark)] if done else []))
+                if done:
+                    return
+                after = found[-1][0]
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            partition.context.failed(error)
 
     def _unread(self) -> list[View]:
         """Old views that nobody reads: all partitions have a newer one, or their recalculation was given up, or they are too many."""

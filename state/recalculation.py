@@ -178,6 +178,11 @@ class Table:
                 found.update({evidence_key(key, one.id): rule for key, rule in self._keys[one.id].items()})
         return found
 
+    def dead(self) -> frozenset[bytes]:
+        """Evidence keys of recalculations that are over, which nothing records and nothing reads any more."""
+        over = {evidence_key(key, one.id) for one in self.records.values() if one.over for key in self._keys[one.id]}
+        return frozenset(over - self.recorded().keys())
+
     def covering(self, journey: Journey) -> Recalculation | None:
         """The recalculation under way, or else the next planned, that rebuilds any rule of *journey*; None when there is none."""
         mine = rules_by_key(journey)

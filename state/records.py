@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
@@ -86,6 +87,15 @@ def decode_evidence(record: bytes) -> tuple[Evidence, bool]:
         at = end
     assert at == len(record), "an evidence record is exactly as long as its head says"
     return Evidence(hits, marked), bool(flags & HAS_IDENTITY)
+
+
+def without(record: bytes, dead: AbstractSet[bytes]) -> bytes | None:
+    """An evidence record without the rule keys *dead*; None when it has none of them."""
+    if record[1] & ALIAS or dead.isdisjoint([record[i : i + 8] for i in range(4, 4 + 10 * int.from_bytes(record[2:4], "big"), 10)]):
+        return None
+    evidence, has_identity = decode_evidence(record)
+    hits = {rule: blob for rule, blob in evidence.hits.items() if rule not in dead}
+    return encode_evidence(Evidence(hits, evidence.marked - dead), has_identity)
 
 
 def encode_identity(identity: Identity) -> bytes:

@@ -11,7 +11,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tests.bench.cases import CASES, Bench
+from tests.bench import cases as main_cases
+from tests.bench import recalculation
+from tests.bench.cases import Bench
 from tests.bench.ground import ROOT, WrongAnswer
 from tests.bench.report import Row, as_json, machine, show
 from tests.support.kafka import KafkaBroker, KafkaUnavailable
@@ -30,6 +32,9 @@ class Bars:
         if what not in self._tasks:
             self._tasks[what] = self._progress.add_task(what, total=total)
         self._progress.update(self._tasks[what], completed=done, total=total)
+
+
+CASES = {**main_cases.CASES, **recalculation.CASES}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

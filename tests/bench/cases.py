@@ -104,7 +104,7 @@ def peer(bench: Bench) -> list[Row]:
     for kind in peers.KINDS:
         count = min(total, bench.scaled(60_000)) if kind == "faust" else total
         bench.progress(f"peer: {kind}", 0, 1)
-        run = _peer(bench, kind, ground.topic("activities"), count)
+        run = peer_run(bench, kind, ground.topic("activities"), count)
         rates[kind] = run.per_second
         rows += [
             Row(f"peer {kind}", "activities a second", run.per_second, "/s", f"{run.records:,} activities of the dense topic"),
@@ -120,7 +120,7 @@ def peer(bench: Bench) -> list[Row]:
     return sorted(rows, key=lambda row: row.case)
 
 
-def _peer(bench: Bench, kind: str, topic: str, count: int) -> Run:
+def peer_run(bench: Bench, kind: str, topic: str, count: int) -> Run:
     file = bench.directory / f"peer-{kind}.json"
     arguments = [sys.executable, "-m", "tests.bench.peers", kind, bench.bootstrap, topic, str(count), str(bench.directory), str(file)]
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
@@ -181,7 +181,7 @@ def latency(bench: Bench) -> list[Row]:
     with ground.worker() as worker:
         ground.until(lambda: worker.built(1, ground.settings.partitions), "the journey is built")
         cpu_before = worker.cpu_seconds()
-        said, looks, changes = _paced(bench, ground, worker, seconds, contacts)
+        said, looks, changes = paced(bench, ground, worker, seconds, contacts)
         cpu_share = (worker.cpu_seconds() - cpu_before) / seconds * 100
         for made in data.activities("dense", int(LATENCY_RATE * seconds), contacts):
             ground.expected.take(made)
@@ -189,13 +189,8 @@ def latency(bench: Bench) -> list[Row]:
     sent, taken = said["sent"], said["taken"]
     if said["seconds"] > seconds * 1.05:
         raise WrongAnswer(f"latency: sending at {LATENCY_RATE} a second was not kept: {said['seconds']:.1f} s instead of {seconds:.1f} s")
-    seen_at = {number: ([position for position, _ in of_one], [at for _, at in of_one]) for number, of_one in looks.items()}
-    from_topic, from_sent = [], []
-    for i, (acknowledged, partition, offset) in enumerate(taken):
-        positions, times = seen_at[str(partition)]
-        at = times[bisect_left(positions, offset + 1)]
-        from_topic.append(at - acknowledged)
-        from_sent.append(at - sent[i])
+    from_topic = until_seen(taken, looks)
+    from_sent = [seen + acknowledged - at for seen, (acknowledged, _, _), at in zip(from_topic, taken, sent, strict=True)]
     announced = [at - taken[int(cause[2:])][0] for cause, at in changes]
     rows = []
     for what, values in (
@@ -205,19 +200,31 @@ def latency(bench: Bench) -> list[Row]:
     ):
         values.sort()
         promised = 500.0 if what == "on the topic until in the results" else None
-        said_of = f"{len(values):,} at {LATENCY_RATE:,}/s for {seconds:.0f} s; median {_percentile(values, 0.5):.0f}, most {values[-1] * 1000:.0f} ms"
-        rows.append(Row("latency", what + ", p99", _percentile(values, 0.99), "ms", said_of, at_most=promised))
+        said_of = f"{len(values):,} at {LATENCY_RATE:,}/s for {seconds:.0f} s; median {percentile(values, 0.5):.0f}, most {values[-1] * 1000:.0f} ms"
+        rows.append(Row("latency", what + ", p99", percentile(values, 0.99), "ms", said_of, at_most=promised))
     return [*rows, Row("latency", "CPU of the worker meanwhile", cpu_share, "% of a core", "asked for its positions every 5 ms")]
 
 
 Looks = dict[str, list[tuple[int, float]]]
 
 
-def _paced(bench: Bench, ground: Ground, worker: Worker, seconds: float, contacts: int) -> tuple[Any, Looks, list[tuple[str, float]]]:
+def until_seen(taken: list[tuple[float, int, int]], looks: Looks) -> list[float]:
+    """Of each activity, seconds from the moment when it was on the topic until the results reflected it."""
+    seen_at = {number: ([position for position, _ in of_one], [at for _, at in of_one]) for number, of_one in looks.items()}
+    found = []
+    for acknowledged, partition, offset in taken:
+        positions, times = seen_at[str(partition)]
+        found.append(times[bisect_left(positions, offset + 1)] - acknowledged)
+    return found
+
+
+def paced(
+    bench: Bench, ground: Ground, worker: Worker, seconds: float, contacts: int, rate: int = LATENCY_RATE
+) -> tuple[Any, Looks, list[tuple[str, float]]]:
     """What the sender noted; per partition (position of the results, when it was seen first); (activity behind a stage change, when it was read)."""
-    count = int(LATENCY_RATE * seconds)
+    count = worker.done() + int(rate * seconds)
     file = ground.directory / "pace.json"
-    arguments = [bench.bootstrap, ground.topic("activities"), "dense", str(LATENCY_RATE), str(seconds), str(contacts), str(file)]
+    arguments = [bench.bootstrap, ground.topic("activities"), "dense", str(rate), str(seconds), str(contacts), str(file)]
     changes: list[tuple[float, Any]] = []
     over = threading.Event()
     reader = threading.Thread(target=_read_changes, args=(ground, changes, over))
@@ -235,7 +242,7 @@ def _paced(bench: Bench, ground: Ground, worker: Worker, seconds: float, contact
                 if position > looks[number][-1][0]:
                     looks[number].append((position, at))
             seen = sum(of_one[-1][0] for of_one in looks.values())
-            bench.progress("latency", seen, count)
+            bench.progress(f"{ground.name}: in the results", seen, count)
             if at > ends_at or sender.poll() not in (None, 0):
                 raise WrongAnswer(f"latency: {seen} of {count} activities are in the results after {seconds + 60:.0f} s")
             time.sleep(0.005)
@@ -262,7 +269,7 @@ def _read_changes(ground: Ground, changes: list[tuple[float, Any]], over: thread
         consumer.close()
 
 
-def _percentile(values: list[float], share: float) -> float:
+def percentile(values: list[float], share: float) -> float:
     """In milliseconds, of sorted *values* in seconds."""
     return values[min(len(values) - 1, int(len(values) * share))] * 1000
 
@@ -328,3 +335,4 @@ def recovery(bench: Bench) -> list[Row]:
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "sparse": sparse, "dense": dense, "peers": peer, "recovery": recovery, "journeys": journeys, "latency": latency, "memory": memory,
 }  # fmt: skip
+"""Without those of `recalculation`, which build on these."""

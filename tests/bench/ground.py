@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient
 
 from schemas import recalculation
 from schemas.journey import parse_journey
-from schemas.recalculation import EDIT, LIVE, Recalculation
+from schemas.recalculation import EDIT, LIVE, PLANNED, REQUEST, Recalculation
 from schemas.times import parse_ms
 from state.recalculation import rules_by_key
 from streams import topics
@@ -33,7 +33,7 @@ from streams.brokers import free_port
 from streams.guarded import GuardedProcess
 from streams.reader import end_offsets, partitions_of_topics, read_log
 from streams.settings import Settings, librdkafka_config
-from tests.bench.data import JOURNEY, Expected, Made
+from tests.bench.data import JOURNEY, Expected, Made, journey
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.ERROR)  # a broker that has just started is not ready at once, and librdkafka tells each time
@@ -178,12 +178,12 @@ class Ground:
         """Writes *journeys* to their topic, as the console does, and the recalculation of their rules as it would have ended on an empty log."""
         producer = Producer(librdkafka_config(self.settings), logger=log)
         parsed = []
-        for journey in journeys:
-            producer.produce(self.topic("journeys"), json.dumps(journey).encode(), journey["id"], partition=0)
-            parsed.append(parse_journey(journey))
-        rules = {key: rule for journey in parsed for key, rule in rules_by_key(journey).items()}
+        for said in journeys:
+            producer.produce(self.topic("journeys"), json.dumps(said).encode(), said["id"], partition=0)
+            parsed.append(parse_journey(said))
+        rules = {key: rule for one in parsed for key, rule in rules_by_key(one).items()}
         one = Recalculation(
-            id="begun-with", state=LIVE, cause=EDIT, journeys=tuple(journey.id for journey in parsed), rules=tuple(rules.values()), epoch=1,
+            id="begun-with", state=LIVE, cause=EDIT, journeys=tuple(one.id for one in parsed), rules=tuple(rules.values()), epoch=1,
             planned_at=1, started_at=1, switched_at=1, finished_at=1, progress=1.0,
         )  # fmt: skip
         producer.produce(self.topic("recalculations"), recalculation.encode(one), one.id, partition=0)
@@ -237,6 +237,37 @@ class Ground:
         shutil.rmtree(self.settings.data_dir, ignore_errors=True)
 
     # ---------------------------------------------------------------- the worker
+
+    @contextmanager
+    def job(self) -> Iterator[None]:
+        """A recalculation job, as `waypost recalculator` starts it."""
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_")}
+        environ = {**clean, **self.settings.environment()}
+        process = GuardedProcess([sys.executable, "-m", "console", "recalculator"], log=self.directory / "job.log", cwd=ROOT, env=environ)
+        try:
+            yield
+        finally:
+            process.stop(20.0)
+
+    def plan(self, id_: str, throttle: float | None = None) -> None:
+        """Plans a recalculation of everything, as the console does."""
+        rules = rules_by_key(parse_journey(journey()))
+        one = Recalculation(
+            id=id_, state=PLANNED, cause=REQUEST, journeys=(JOURNEY,), rules=tuple(rules.values()), throttle=throttle,
+            planned_at=time.time_ns() // 1_000_000,
+        )  # fmt: skip
+        producer = Producer(librdkafka_config(self.settings), logger=log)
+        producer.produce(self.topic("recalculations"), recalculation.encode(one), one.id, partition=0)
+        _flush(producer)
+
+    def recalculation(self, id_: str) -> Recalculation | None:
+        """What the topic says of a recalculation last."""
+        found = None
+        for _, records in read_log(self.settings, self.topic("recalculations")):
+            for record in records:
+                if record.key() == id_.encode() and record.value() is not None:
+                    found = recalculation.decode(record.key(), record.value() or b"")
+        return found
 
     @contextmanager
     def worker(self) -> Iterator[Worker]:

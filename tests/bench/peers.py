@@ -5,6 +5,7 @@
 | faust | a stock Faust agent, as its manual shows it: one table, one get and one set for each activity |
 | aiokafka | `getmany`, nothing else |
 | librdkafka | `consume`, nothing else |
+| job | reads and matches as the recalculation job does, and forgets what it found |
 
 FILE gets one line of JSON: records, seconds it took (for Faust from the first record on), CPU seconds in that time.
 """
@@ -18,7 +19,7 @@ import sys
 import time
 from pathlib import Path
 
-KINDS = ("faust", "aiokafka", "librdkafka")
+KINDS = ("faust", "aiokafka", "librdkafka")  # job is no peer: it is ours
 
 
 class Clock:
@@ -97,6 +98,30 @@ def librdkafka(bootstrap: str, topic: str, count: int, _: Path, file: Path) -> N
     clock.tell(file)
 
 
+def job(bootstrap: str, topic: str, count: int, _: Path, file: Path) -> None:
+    from agents import intake
+    from agents.recalculator import rebuild_matcher
+    from schemas.journey import parse_journey
+    from schemas.recalculation import FILLING, REQUEST, Recalculation
+    from state.recalculation import rules_by_key
+    from streams.reader import read_log
+    from streams.settings import Settings
+    from tests.bench.data import journey
+
+    rules = rules_by_key(parse_journey(journey()))
+    one = Recalculation(id="bench", state=FILLING, cause=REQUEST, journeys=("bench",), rules=tuple(rules.values()))
+    matcher = rebuild_matcher(one, rules)
+    hits: dict[str, list[tuple[bytes, bytes]]] = {}
+    clock: Clock | None = None
+    for _, records in read_log(Settings.load({"broker": bootstrap}, environ={}), topic):
+        clock = clock or Clock(count)
+        intake.rebuilt(records, matcher, 1 << 50, hits)
+        if len(hits) > 100_000:
+            hits.clear()
+        if clock.done(len(records)):
+            clock.tell(file)
+
+
 if __name__ == "__main__":
     kind, bootstrap, topic, count, directory, file = sys.argv[1:]
-    {"faust": faust, "aiokafka": aiokafka, "librdkafka": librdkafka}[kind](bootstrap, topic, int(count), Path(directory), Path(file))
+    {"faust": faust, "aiokafka": aiokafka, "librdkafka": librdkafka, "job": job}[kind](bootstrap, topic, int(count), Path(directory), Path(file))

@@ -7,7 +7,8 @@ from hashlib import blake2b
 import pytest
 
 from tests.bench import data
-from tests.bench.cases import CASES, Bench
+from tests.bench.__main__ import CASES
+from tests.bench.cases import Bench
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,8 @@ def send(group: Group, facts: list[Sent], rng: random.Random) -> None:
         partition = rng.randrange(group.settings.partitions) if 0.1 <= strange < 0.2 else -1
         headers = [(name, value) for name, value in sent.headers]
         topic = group.settings.topic_prefix + sent.topic
-        group._producer.produce(topic, sent.value, key, partition, headers=headers, on_delivery=lambda error, _: lost.append(error) if error else None)
+        noted = {"headers": headers, "on_delivery": lambda error, _: lost.append(error) if error else None}
+        group._producer.produce(topic, sent.value, key, partition, **noted)
         group._producer.poll(0)
     assert group._producer.flush(60) == 0
     assert not lost, lost

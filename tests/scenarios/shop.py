@@ -17,9 +17,11 @@ from unittest.mock import ANY, patch
 import agents.partition
 from agents import questions
 from agents.partition import SOURCES, Context, Partition
+from agents.reporter import views_of
 from schemas.journey import Journey, parse_journey
 from schemas.recalculation import PLANNED, REQUEST, Recalculation
 from schemas.times import format_ms, parse_ms
+from state import records
 from state.matching import Matcher
 from state.recalculation import rules_by_key
 from state.totals import Cell, results, summed
@@ -129,7 +131,7 @@ class Shop:
             outward=SimpleNamespace(send=self._send_out),  # type: ignore[arg-type]
             changelog=SimpleNamespace(send=self._to_changelog, frozen=lambda _: False, owned=self._owned),  # type: ignore[arg-type]
             now_ms=lambda: ms("23:00"), failed=self._failed, ahead_ms=86_400_000, max_merges=10_000, matcher=Matcher({}), catalog={},
-            reflected=lambda topic, p: self._read.get((topic, p), 0),
+            reflected=lambda topic, p: self._read.get((topic, p), 0), common=self._common,
         )  # fmt: skip
         with patch.object(agents.partition, "Ledger", MemoryLedger):
             self._partitions = [Partition(number, self._context) for number in range(PARTITIONS)]
@@ -140,6 +142,10 @@ class Shop:
             lambda p, key, value: self._append("rebuilt-evidence", p, key, value, (), ms("23:00")), self._reconcile,
         )  # fmt: skip
         self.edit(*stages)
+
+    def _common(self, journey: str) -> tuple[int, int] | None:
+        """The newest view that can be read everywhere."""
+        return max(set.intersection(*({*views_of(p).get(journey, ())} for p in self._partitions)), default=None)
 
     async def _owned(self, partition: int) -> None:
         """Always."""
@@ -255,6 +261,20 @@ class Shop:
             if said["state"] != "alias":
                 return said
             id_ = said["pointer"]
+
+    def evidence_keys(self) -> set[bytes]:
+        """Under which keys any evidence is kept."""
+        found: set[bytes] = set()
+        for partition in self._partitions:
+            self._in_loop(partition.building.settle)
+            for _, record in partition.ledger.scan(records.EVIDENCE):
+                if records.pointer_of(record) is None:
+                    found |= records.decode_evidence(record)[0].hits.keys()
+        return found
+
+    def keys_read(self) -> set[bytes]:
+        """Evidence keys that anything reads or records."""
+        return set(self._context.recalculations.recorded())
 
     def stages_of(self, contact: Contact) -> list[str | None]:
         """When *contact* reached each stage so far."""

@@ -103,6 +103,15 @@ def test_what_retention_took_from_the_log_counts_no_longer_and_only_differences_
     assert bank.last_change()["cause_id"] == done.id
 
 
+def test_evidence_of_earlier_recalculations_goes(bank: Shop) -> None:
+    told(bank)
+    for _ in range(3):
+        bank.recalculate()
+    assert bank.evidence_keys() <= bank.keys_read()
+    assert len(bank.evidence_keys()) == 4, "one key for each of the rules that somebody met"
+    assert bank.results() == [4, 3, 2, 1]
+
+
 def test_activities_go_on_counting_after_a_recalculation(bank: Shop) -> None:
     told(bank)
     bank.recalculate()
