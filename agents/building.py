@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 VIEW, SWEPT = b"v", b"swept"
 GIVEN_UP = (CANCELLED, FAILED)
 LIVE, BUILDING, OLD = "live", "building", "old"
-SCAN_CONTACTS = 1000  # a step: bounds how long the loop is blocked
+SCAN_CONTACTS = 500  # a step: bounds how long the loop is blocked
 KEEP_OLD_VIEWS = 8  # of a journey, however long other partitions take
 
 

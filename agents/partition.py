@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 POSITION, REPEATED, LEFT = b"p", b"r", b"h"
 CHANGELOG_POSITION = POSITION + b"changelog"
 IN_FLIGHT = 6  # decisions of a partition on their way to the broker and to RocksDB
+BEHIND_RECORDS = 250  # of a decision that the living may have to wait for
 SOURCES = ("activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence")
 
 
@@ -288,8 +289,8 @@ class Partition:
         if self._beginning:
             await pipeline.drain()
             self._beginning = False
-        size = self.context.chunk_records
         behind = source == "rebuilt-evidence"
+        size = min(BEHIND_RECORDS, self.context.chunk_records) if behind else self.context.chunk_records
         for at in range(0, len(chunk), size):
             if not await pipeline.room(behind):
                 return
@@ -314,7 +315,7 @@ class Partition:
             decision = self._decide(taken)
             decision = decision._replace(records={**noted, **decision.records})  # before their effect
         else:
-            decision = self._decide(taken)
+            decision = self._decide(taken, source == "rebuilt-evidence")
         self._decided[source] = max(self._decided.get(source, 0), chunk[-1].offset + 1)
         rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
@@ -343,7 +344,7 @@ class Partition:
         self._repeated |= rules
         return {REPEATED + contact.encode(): b"".join(sorted(mine)) for contact, mine in rules.items()}
 
-    def _decide(self, taken: intake.Taken) -> Decision:
+    def _decide(self, taken: intake.Taken, rebuilt: bool = False) -> Decision:
         foreign: list[Message] = []
         hits = taken.hits
         if hits:
@@ -358,8 +359,9 @@ class Partition:
         batch = Batch(self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges)
         if hits:
             batch.activities(hits, taken.ids)
+        take = batch.gather if rebuilt else batch.deliver
         for message in here:
-            batch.deliver(message)
+            take(message)
         decision = batch.decide()
         decision.handoffs[:0] = foreign
         return decision

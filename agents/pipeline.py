@@ -92,10 +92,10 @@ class Pipeline:
     async def room(self, behind: bool = False) -> bool:
         """Waits until a decision may be added; the caller must `add` one or give the room back with `spare`. False when closed meanwhile.
 
-        *behind*: for work that lets the living pass: it waits while others do, and leaves room for them.
+        *behind*: for work that lets the living pass: it begins when nothing is on its way and nobody waits.
         """
         if behind:
-            await self._until(lambda: not self._waiting and self._taken <= self._depth // 2)
+            await self._until(lambda: not self._waiting and self._taken == 0)
         else:
             self._waiting += 1
             try:

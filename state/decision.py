@@ -200,6 +200,19 @@ class Batch:
                 self._place(view, contact, (contact, (), after, bool(marked & view.rules)), 1, same)
         self._decision.records[key] = records.encode_evidence(evidence, False)
 
+    def gather(self, message: Message) -> None:
+        """A message of rebuilt evidence. As a rule no view reads its epoch yet, and of a holder without identity only the record changes."""
+        contact = message.to
+        key = records.EVIDENCE + contact.encode()
+        if isinstance(message, Join) and contact not in self._persons and key not in self._decision.records:
+            record = self._load(key)
+            if (record is None or records.is_plain(record)) and not self._views.concerned(message.hits):
+                evidence = Evidence() if record is None else records.decode_evidence(record)[0]
+                if evidence.join(message.hits, message.marked):
+                    self._decision.records[key] = records.encode_evidence(evidence, False)
+                return
+        self.deliver(message)
+
     def deliver(self, message: Message) -> None:
         """A message for a contact of this partition; what it sends on within the partition is handled at once."""
         self._queue.append(message)

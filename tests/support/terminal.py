@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[2]
-STAYS = ("waypost worker", "waypost console", "waypost up")
+STAYS = ("waypost worker", "waypost console", "waypost recalculator", "waypost up")
 SECONDS = 60.0
 
 
@@ -52,7 +52,7 @@ class Terminal:
         script = self.filled(text)
         if text.startswith(STAYS):
             log = (self.directory / "left.log").open("ab")
-            self.answers = self.answers or not text.startswith("waypost worker")
+            self.answers = self.answers or not text.startswith(("waypost worker", "waypost recalculator"))
             self.left.append(subprocess.Popen(["/bin/sh", "-c", f"exec {script}"], cwd=self.directory, env=self.environ, stdout=log, stderr=log))
             return ""
         argv = ["/bin/sh", "-ec", f"{script}\nenv > .env"]
