@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
+
+from aiokafka.errors import KafkaError
 
 from schemas.recalculation import (
     SWITCHING,
@@ -23,6 +26,9 @@ from .partition import Partition
 from .partitions import Partitions
 from .questions import readable
 
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
 LOOK_SECONDS = 0.05  # how often, while a recalculation is under way
 IDLE_SECONDS = 0.5
 
@@ -64,14 +70,21 @@ class Reporter:
         self._woken.set()
 
     async def run(self) -> None:
-        """Reports until cancelled. Raises what sending raises."""
+        """Reports until cancelled. A broker that does not answer is waited for."""
         while True:
             active = self._reader.catalog.recalculations.active()
             self._woken.clear()
-            if self._serving():
-                await self._report_views()
-                await self._report(active)
-            elif not active:
+            try:
+                if self._serving():
+                    await self._report_views()
+                    if active:
+                        await self._report(active)
+            except (KafkaError, TimeoutError, OSError) as error:
+                log.warning("nothing is reported at the moment, trying again: %r", error)
+                self._said.clear()
+                self._views.clear()
+                await asyncio.sleep(RETRY_SECONDS)
+            if not active:
                 self._said.clear()
                 self._bounds.clear()
             with contextlib.suppress(TimeoutError):

@@ -1,0 +1,76 @@
+"""What drives recalculations and reports on them waits for a broker that does not answer, instead of ending the worker."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaConnectionError
+
+from agents import driver, reporter
+from agents.catalog import Catalog
+from agents.driver import Driver
+from agents.reporter import Reporter
+
+
+class Reader:
+    """A reader of control topics whose broker is gone at first."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        self.asked = 0
+        self.answered = asyncio.Event()
+
+    async def caught_up(self) -> None:
+        self.asked += 1
+        if self.asked < 3:
+            raise KafkaConnectionError("gone")
+        self.answered.set()
+
+
+class Outward:
+    """A producer whose broker is gone at first."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.taken = asyncio.Event()
+
+    async def send(self, topic: str, records: list[Any]) -> Any:
+        self.sent += 1
+        if self.sent < 3:
+            raise KafkaConnectionError("gone")
+        self.taken.set()
+        return asyncio.sleep(0)
+
+
+def partitions(outward: Any) -> Any:
+    view = SimpleNamespace(journey=SimpleNamespace(id="j"), id=b"v", order=(1, 2), source=SimpleNamespace(recalculation=None))
+    building = SimpleNamespace(complete={b"v"}, turns=1)
+    context = SimpleNamespace(
+        now_ms=lambda: 1, topics={"recalculations": "r", "recalculation-reports": "p"}, outward=outward, partitions=1,
+        recalculations=Catalog().recalculations,
+    )  # fmt: skip
+    partition = SimpleNamespace(building=building, views=SimpleNamespace(all=(view,)), context=context)
+    return SimpleNamespace(context=context, active=lambda: {0: partition})
+
+
+async def test_the_driver_waits_for_its_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "IDLE_SECONDS", 0.01)
+    reader = Reader()
+    running = asyncio.create_task(Driver(partitions(Outward()), reader, lambda: True, keep_ms=1).run())  # type: ignore[arg-type]
+    await asyncio.wait_for(reader.answered.wait(), 5)
+    assert not running.done()
+    running.cancel()
+
+
+async def test_what_was_not_reported_is_reported_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(reporter, "IDLE_SECONDS", 0.01)
+    outward = Outward()
+    running = asyncio.create_task(Reporter(partitions(outward), Reader(), lambda: True).run())  # type: ignore[arg-type]
+    await asyncio.wait_for(outward.taken.wait(), 5)
+    assert not running.done()
+    running.cancel()
