@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from console.shop import JOURNEY, shop
 from schemas.journey import journey_json
@@ -89,6 +90,18 @@ def test_a_person_is_erased_and_what_came_before_stays_gone(broker: Broker, pref
         group.send("activities", [fact for fact in ACTIVITIES if fact[0] in sessions])
         group.verify()
         assert converted(group) == 585
+
+
+@pytest.mark.kafka
+def test_facts_in_batches_compressed_in_every_way_are_read(kafka: str, prefix: str, tmp_path: Path) -> None:
+    with running(kafka, prefix, tmp_path) as group:
+        for n, codec in enumerate(("none", "gzip", "snappy", "lz4", "zstd")):
+            producer = Producer({"bootstrap.servers": kafka, "compression.type": codec, "partitioner": "murmur2_random", "linger.ms": 50})
+            for key, value in ACTIVITIES[n::5]:
+                producer.produce(prefix + "activities", value, key)
+                producer.poll(0)
+            assert producer.flush(60) == 0
+        group.verify()
 
 
 @pytest.mark.kafka
