@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from schemas import recalculation
+from schemas import codec, recalculation
 from schemas.errors import Refused
-from schemas.journey import Journey, parse_journey
+from schemas.journey import Journey
 from state.recalculation import Reports, Table
 
 log = logging.getLogger(__name__)
@@ -33,12 +32,13 @@ class Catalog:
         self.recalculations = Table()
         self.reports = Reports()
         self.schedule: recalculation.Schedule | None = None
+        self.refused: dict[int, Refused] = {}  # offset on the journeys topic -> why: see `agents.refusals`
 
     def take(self, source: str, key: bytes | None, value: bytes | None, offset: int) -> bool:
-        """One record of the topic *source*. A bad one is told and passed over: who writes here checks before."""
+        """One record of the topic *source*. A bad one is told and passed over: who writes here checks before. A bad journey is kept in mind."""
         try:
             if source == JOURNEYS:
-                return self._journey((key or b"").decode(), value)
+                return self._journey(*codec.decode_journey(key, value))
             if source == RECALCULATIONS:
                 id_ = (key or b"").decode()
                 return self.recalculations.take(id_, None if value is None else recalculation.decode(key, value))
@@ -47,15 +47,14 @@ class Catalog:
                 return False
             self.reports.take(*recalculation.decode_report(key, value))
         except (ValueError, Refused, RecursionError) as error:
+            if source == JOURNEYS and isinstance(error, Refused):
+                self.refused[offset] = error
             log.error("%s topic, offset %s: passed over: %s", source, offset, error)
         return False
 
-    def _journey(self, id_: str, value: bytes | None) -> bool:
-        if value is None:
+    def _journey(self, id_: str, journey: Journey | None) -> bool:
+        if journey is None:
             return self.journeys.pop(id_, None) is not None
-        journey = parse_journey(json.loads(value))
-        if journey.id != id_:
-            raise ValueError(f"key {id_!r} is not the id {journey.id!r}")
         self.journeys[id_] = journey
         return True
 

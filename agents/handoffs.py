@@ -1,13 +1,27 @@
-"""Handoffs: the wire form of messages between partitions. msgpack of `[format version, kind, message]`; never interprets a message."""
+"""Handoffs: the wire form of messages between partitions. msgpack of `[format version, kind, message]`; never interprets a message.
+
+The topic is internal, and still nothing on it may stop a worker: what decodes and could not be kept or announced is refused like what does not.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from itertools import pairwise
+
 import msgspec
 
+from schemas.changes import CAUSES
 from schemas.errors import Refused
+from schemas.times import FIRST_MS, LAST_MS
+from schemas.wire import MAX_ID
+from state.evidence import HIT_BYTES, each, moment
+from state.identity import Merge
 from state.messages import Join, Message, Unite
 
 VERSION = 1
+KEY_BYTES = 8  # of a rule, of the hash of an id
+_FIRST, _LAST = moment(FIRST_MS), moment(LAST_MS + 1)
 _KINDS: dict[str, type[Join] | type[Unite]] = {"join": Join, "unite": Unite}
 _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw]).decode
@@ -20,14 +34,75 @@ def encode(message: Message) -> bytes:
 
 
 def decode(raw: bytes) -> Message:
-    """The message of *raw*. Raises Refused when it is none of this format."""
+    """The message of *raw*. Raises `Refused` when it is none of this format, or says what no worker says."""
     try:
         version, kind, rest = _decode_envelope(raw)
         if version != VERSION or kind not in _decode_message:
             raise Refused(
-                "unknown_handoff", f"handoff of format {version}, kind {kind!r}; this worker reads format {VERSION}"
+                "unknown_handoff", f"handoff of format {version}, kind {kind[:50]!r}; this worker reads format {VERSION}"
             )
         message: Message = _decode_message[kind](rest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("bad_handoff", f"not a handoff: {error}") from error
+    what = _unsound_join(message) if isinstance(message, Join) else _unsound_unite(message)
+    if what is not None:
+        raise Refused("bad_handoff", f"not a handoff: {what}; only workers write to this topic")
     return message
+
+
+def _unsound_join(message: Join) -> str | None:
+    """What is wrong with a join; None for nothing."""
+    for rule, blob in message.hits.items():
+        if len(rule) != KEY_BYTES:
+            return "the key of a rule has another length"
+        if len(blob) % HIT_BYTES:
+            return "hits are no whole number of hits"
+        if blob and not _FIRST <= blob[:HIT_BYTES] <= blob[-HIT_BYTES:] < _LAST:
+            return "a hit is outside of the calendar"
+        if len(blob) > HIT_BYTES:
+            hits = [*each(blob)]
+            if any(a >= b for a, b in pairwise(hits)):
+                return "hits are not sorted"
+    if any(len(rule) != KEY_BYTES for rule in message.marked):
+        return "the key of a marked rule has another length"
+    if message.cause not in CAUSES:
+        return "its cause is none that a stage change has"
+    if message.erased_at_ms is not None and not _in_calendar(message.erased_at_ms):
+        return "its erasure is outside of the calendar"
+    for contact, profile in message.profiles.items():
+        if not _are_ids((contact,)) or not _in_calendar(profile.at_ms) or not _is_object(profile.attributes):
+            return "a profile is none"
+    if not _are_ids((message.to, *message.members)) or not (message.part is None or _are_ids((message.part,))):
+        return "a contact id is empty or too long"
+    return _unsound_merges(message.merges)
+
+
+def _unsound_unite(message: Unite) -> str | None:
+    """What is wrong with a unite; None for nothing."""
+    if not _are_ids((message.to, message.other)):
+        return "a contact id is empty or too long"
+    if message.merges and message.origin is None:
+        return "a merge does not say where it came from"
+    return _unsound_merges(message.merges)
+
+
+def _unsound_merges(merges: Iterable[Merge]) -> str | None:
+    for merge in merges:
+        if len(merge.h) != KEY_BYTES or not _in_calendar(merge.at_ms) or not _are_ids((merge.from_, merge.into)):
+            return "a merge is none"
+    return None
+
+
+def _are_ids(contacts: Iterable[str]) -> bool:
+    return all(0 < len(contact) <= MAX_ID for contact in contacts)
+
+
+def _in_calendar(at_ms: int) -> bool:
+    return FIRST_MS <= at_ms <= LAST_MS
+
+
+def _is_object(attributes: str) -> bool:
+    try:
+        return isinstance(json.loads(attributes), dict)
+    except (ValueError, RecursionError):
+        return False

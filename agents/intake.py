@@ -10,12 +10,14 @@ from typing import Any, NamedTuple, Protocol
 from schemas import codec
 from schemas.errors import Refused
 from schemas.hashing import h8
+from schemas.times import format_ms
 from state.evidence import BIAS
 from state.identity import Merge, Profile
 from state.matching import Matcher
 from state.messages import ACTIVITY, ERASURE, Join, Message, Origin, Unite
 
 from . import handoffs, metrics
+from .pipeline import OutRecord
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -27,7 +29,7 @@ class Record(Protocol):
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, bytes | None]]  # Kafka allows headers without a value
 
 
 class Taken(NamedTuple):
@@ -137,8 +139,7 @@ def merges(records: Sequence[Record], topic: str, partition: int, now_ms: int, a
             merge = codec.decode_merge(record.value)
             codec.refuse_future(merge.at_ms, now_ms, ahead_ms)
             fact = Merge(merge.at_ms, h8(merge.id), merge.from_, merge.into)
-            headers = tuple((name, bytes(value)) for name, value in record.headers)
-            origin = Origin(topic, partition, record.offset, record.key, record.value, headers)
+            origin = Origin(topic, partition, record.offset, record.key, record.value, tuple(record.headers or ()))
             messages.append(Unite(merge.from_, merge.into, (fact,), merge.id, origin))
         except Refused as error:
             refused.append((record, error))
@@ -153,6 +154,7 @@ def profiles(records: Sequence[Record], now_ms: int, ahead_ms: int) -> Taken:
         try:
             if record.value is None:
                 contact = codec.decode_contact_key(record.key)
+                codec.refuse_future(record.timestamp, now_ms, ahead_ms)  # else it would erase what is still to come
                 messages.append(Join(contact, erased_at_ms=record.timestamp, cause=ERASURE))
                 continue
             profile = codec.decode_profile(record.key, record.value)
@@ -175,3 +177,17 @@ def handed_over(records: Sequence[Record]) -> Taken:
         except Refused as error:
             refused.append((record, error))
     return Taken({}, {}, messages, refused)
+
+
+def rejected(topic: str, partition: int, record: Any, error: Refused, now_ms: int) -> OutRecord:
+    """*record* of *topic* as it goes to the rejected topic: as it came, our headers behind its own (contract, section 3)."""
+    metrics.REJECTED.labels(topic, error.code).inc()
+    headers = [
+        *(record.headers or ()),
+        ("waypost_error", error.message.encode("utf-8", "backslashreplace")),
+        ("waypost_topic", topic.encode()),
+        ("waypost_partition", str(partition).encode()),
+        ("waypost_offset", str(record.offset).encode()),
+        ("waypost_rejected_at", format_ms(now_ms).encode()),
+    ]
+    return None, record.key, record.value, headers, now_ms

@@ -16,8 +16,8 @@ from time import perf_counter
 from typing import Any
 
 from schemas import changes as change_codec
+from schemas.errors import Refused
 from schemas.journey import Journey
-from schemas.times import format_ms
 from state import records
 from state.announcement import perhaps_said
 from state.decision import Batch, Decision
@@ -317,9 +317,9 @@ class Partition:
         else:
             decision = self._decide(taken, source == "rebuilt-evidence")
         self._decided[source] = max(self._decided.get(source, 0), chunk[-1].offset + 1)
-        rejected = [self._rejected(topic, record, error.code, error.message, now_ms) for record, error in taken.refused]
+        rejected = [intake.rejected(topic, self.number, record, error, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
-            rejected.append(self._rejected(origin.topic, origin, "too_many_merges", reason, now_ms, origin.partition))
+            rejected.append(intake.rejected(origin.topic, origin.partition, origin, Refused("too_many_merges", reason), now_ms))
         work = self.work(decision, rejected, (source, chunk[-1].offset + 1), done)
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
         return work
@@ -464,20 +464,6 @@ class Partition:
                         del mine[cell]
                         written.append((cell_key(id_, group, cell), None))
         return written
-
-    def _rejected(
-        self, topic: str, record: Any, code: str, message: str, now_ms: int, partition: int | None = None
-    ) -> OutRecord:
-        metrics.REJECTED.labels(topic, code).inc()
-        headers = [(name, value) for name, value in (record.headers or ())]
-        headers += [
-            ("waypost_error", message.encode("utf-8", "backslashreplace")),
-            ("waypost_topic", topic.encode()),
-            ("waypost_partition", str(self.number if partition is None else partition).encode()),
-            ("waypost_offset", str(record.offset).encode()),
-            ("waypost_rejected_at", format_ms(now_ms).encode()),
-        ]
-        return None, record.key, record.value, headers, now_ms
 
     def values(self, keys: Sequence[bytes]) -> list[tuple[bytes, bytes | None]]:
         """The records under *keys* as the changelog was last told: what is decided and not announced yet is not in it.

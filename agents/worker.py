@@ -25,6 +25,7 @@ from agents.catalog import RECALCULATIONS, REPORTS, CatalogReader
 from agents.driver import Driver
 from agents.partition import SOURCES, Context
 from agents.partitions import Partitions
+from agents.refusals import Refusals
 from agents.reporter import Reporter
 from state.ledger import Memory
 from state.matching import Matcher
@@ -114,6 +115,7 @@ async def run_worker(
         partitions, catalog, lambda: app.serving, cron=settings.recalculation_schedule, zone=settings.recalculation_time_zone,
         keep_ms=settings.evidence_retention_ms,
     )  # fmt: skip
+    refusals = Refusals(partitions, catalog, kafka, lambda: app.serving)
     app.partitions = partitions
     server = web.AppRunner(internal.application(partitions, lambda: app.serving), access_log=None)
     await server.setup()
@@ -126,7 +128,8 @@ async def run_worker(
         gc.collect()
         gc.freeze()
         gc.set_threshold(200_000, 20, 100)
-        beside = [asyncio.create_task(_beside(run, failed)) for run in (_tick(settings, app, partitions), reporter.run(), driver.run())]
+        runs = (_tick(settings, app, partitions), reporter.run(), driver.run(), refusals.run())
+        beside = [asyncio.create_task(_beside(run, failed)) for run in runs]
         try:
             await run_app(app, stop, broken)
         finally:

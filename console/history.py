@@ -6,7 +6,6 @@ rejected topic, when the reason holds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from schemas import codec
 from schemas.activity import FIELDS
 from schemas.errors import Refused
-from schemas.journey import Journey, parse_journey
+from schemas.journey import Journey
 from schemas.times import parse_ms
 from state import oracle
 from streams import reader
@@ -118,7 +117,7 @@ def decode(source: str, record: reader.Record) -> tuple[Fact, int]:
     if source == "contacts":
         if raw is None:
             at_ms = record.timestamp()[1]
-            return oracle.Erasure(codec.decode_contact_key(record.key()), at_ms), 0
+            return oracle.Erasure(codec.decode_contact_key(record.key()), at_ms), at_ms
         profile = codec.decode_profile(record.key(), raw)
         return oracle.Profile(profile.contact_id, profile.groups, profile.attributes, profile.at_ms), profile.at_ms
     if raw is None:
@@ -166,14 +165,11 @@ def _ms(text: str) -> int | None:
 
 def _journeys(log: Log, records: Iterable[reader.Record]) -> None:
     for record in records:
-        id_ = (record.key() or b"").decode(errors="replace")
-        raw = record.value()
-        if raw is None:
-            log.journeys.pop(id_, None)
-            continue
         try:
-            journey = parse_journey(json.loads(raw))
-        except (ValueError, RecursionError):
-            continue  # the console checks before it writes; workers pass such a record over too
-        if journey.id == id_:
+            id_, journey = codec.decode_journey(record.key(), record.value())
+        except Refused:
+            continue  # workers bring such a record to the rejected topic and pass it over
+        if journey is None:
+            log.journeys.pop(id_, None)
+        else:
             log.journeys[id_] = journey

@@ -27,6 +27,7 @@ from pydantic.fields import FieldInfo
 
 from .activity import Activity
 from .errors import Refused, shown
+from .journey import Journey, parse_journey
 from .merge import ContactMerge
 from .profile import ContactProfile, plain
 from .sentences import broken, lowered
@@ -197,6 +198,28 @@ def decode_contact_key(key: bytes | None) -> str:
     if len(contact_id) > MAX_ID:
         raise Refused("too_long", f"the key has {len(contact_id)} characters; a contact id has at most {MAX_ID}")
     return contact_id
+
+
+def decode_journey(key: bytes | None, raw: bytes | None) -> tuple[str, Journey | None]:
+    """`(id, journey)` of a record of the journeys topic; the journey is None for a deletion. Raises `Refused`, whatever the bytes are."""
+    if not key:
+        raise Refused("missing_key", "the record has no key; the key of a journey is its id")
+    try:
+        id_ = key.decode()
+    except UnicodeDecodeError as error:
+        raise Refused("bad_key", f"the key is not UTF-8 (byte {error.start}); the key of a journey is its id") from None
+    if raw is None:
+        return id_, None
+    try:
+        said = msgspec.json.decode(raw)
+    except RecursionError:
+        raise Refused("too_deep", "objects and lists are nested too deep; flatten them") from None
+    except DECODE_ERRORS as error:
+        raise Refused("not_json", f"the value is not JSON ({lowered(str(error))}); save journeys through the API or the command line") from None
+    journey = parse_journey(said)
+    if journey.id != id_:
+        raise Refused("other_id", f"the key is {shown(id_)}, the id of the journey {shown(journey.id)}; they must be the same", "id")
+    return id_, journey
 
 
 # -- what all facts share -------------------------------------------------------------------------------------------------

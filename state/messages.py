@@ -18,7 +18,7 @@ class Origin(NamedTuple):
     offset: int
     key: bytes | None
     value: bytes
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
 
 
 class Said(NamedTuple):

@@ -1,100 +1,212 @@
-"""Bad records among good ones on Apache Kafka: each bad one is on the rejected topic as it came, with its reason; each good one is counted."""
+"""Bad input on Apache Kafka: broken records of every kind among good ones, workers killed in between. What is bad is on the rejected topic as it
+came, with its reason and its place; what is good is counted, wherever it was put; nothing stops a worker but our signals."""
 
 from __future__ import annotations
 
 import json
 import random
+import re
+import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import httpx
 import pytest
+from confluent_kafka import KafkaError, Producer
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 from console.shop import JOURNEY, shop
-from schemas.journey import journey_json
+from schemas.times import parse_ms
+from streams.partitioner import partition_of
+from streams.settings import librdkafka_config
 from tests.support.corpus import BAD, GOOD, Bad, Sent
-from tests.support.group import NESTED, WORDS, Group
+from tests.support.group import Group
 
-SHOP = shop()
-OWN = ("waypost_error", "waypost_topic", "waypost_partition", "waypost_offset", "waypost_rejected_at")
-GARBAGE = (b"", b"\xff\xfe", b"{}", b"\x93\x02\xa4join\x90", b"\x93\x01\xa4jump\x90", b"\x93\x01\xa4join\x91\x01", b"\x00" * (2 << 20))
-
-
-def shop_facts() -> list[Sent]:
-    """The shop's facts; every tenth without a key, every tenth for the wrong partition (see `send`)."""
-    facts = [Sent("", "activities", json.loads(line)["contact_id"].encode(), line) for line in SHOP.activities[:6000]]
-    facts += [Sent("", "contact-merges", json.loads(line)["from"].encode(), line) for line in SHOP.merges]
-    return facts + [Sent("", "contacts", json.loads(line)["contact_id"].encode(), line) for line in SHOP.contacts]
-
-
-def send(group: Group, facts: list[Sent], rng: random.Random) -> None:
-    lost: list[Any] = []
-    for sent in facts:
-        strange = rng.random() if not isinstance(sent, Bad) and not sent.name else 1.0
-        key = None if strange < 0.1 and sent.topic != "contacts" else sent.key
-        partition = rng.randrange(group.settings.partitions) if 0.1 <= strange < 0.2 else -1
-        headers = [(name, value) for name, value in sent.headers]
-        topic = group.settings.topic_prefix + sent.topic
-        noted = {"headers": headers, "on_delivery": lambda error, _: lost.append(error) if error else None}
-        group._producer.produce(topic, sent.value, key, partition, **noted)
-        group._producer.poll(0)
-    assert group._producer.flush(60) == 0
-    assert not lost, lost
+SEED = 7
+OURS = ("waypost_error", "waypost_topic", "waypost_partition", "waypost_offset", "waypost_rejected_at")
+COMPACTED = ("contacts", "journeys")
+"""Kafka itself takes no record without a key there."""
+STRANGE = {
+    "id": "strange",
+    "name": "Whoever did anything that the corpus does",
+    "stages": [
+        {
+            "name": "Came by",
+            "condition": {
+                "any": [
+                    {"rule": "visited_page", "page": {"not_equals": "nothing"}},
+                    {"rule": "performed_activity", "activity": "sample file/download 🙂"},
+                    {"rule": "performed_activity", "activity": "t" * 250},
+                ]
+            },
+        },
+        {"name": "Searched", "condition": {"any": [{"rule": "performed_activity", "activity": "search"}]}},
+    ],
+}
 
 
-def sendable(sent: Sent) -> bool:
-    """A compacted topic takes no record without a key, and the client sends an empty key as none."""
-    return sent.topic != "contacts" or bool(sent.key)
+class Where(NamedTuple):
+    topic: str
+    partition: int
+    offset: int
 
 
-def identity(key: bytes | None, value: bytes | None, headers: Any) -> tuple[Any, ...]:
-    return key or None, value, tuple((name, bytes(said)) for name, said in headers or ())
+def facts() -> list[Sent]:
+    """A part of the shop's facts, and the odd ones of the corpus."""
+    r, data = random.Random(SEED), shop()
+    found: list[Sent] = list(GOOD)
+    keyed = (("activities", data.activities, "contact_id"), ("contact-merges", data.merges, "from"), ("contacts", data.contacts, "contact_id"))
+    for source, lines, field in keyed:
+        for line in r.sample(lines, min(2500, len(lines))):
+            found.append(Sent("of the shop", source, str(json.loads(line)[field]).encode(), line))
+    return found
 
 
-def split(record: Any) -> tuple[tuple[Any, ...], dict[str, str]]:
-    """What came, and what was added to it."""
-    headers = list(record.headers() or ())
-    assert tuple(name for name, _ in headers[-len(OWN) :]) == OWN
-    return identity(record.key(), record.value(), headers[: -len(OWN)]), {name: said.decode() for name, said in headers[-len(OWN) :]}
+def kafka_takes(sent: Sent) -> bool:
+    return sent.key is not None or sent.topic not in COMPACTED
+
+
+class Sender:
+    """Sends records where they belong, in a wrong partition, or without a key, and knows where each one went."""
+
+    def __init__(self, group: Group) -> None:
+        self.group, self.r = group, random.Random(SEED)
+        self.places: dict[Where, Sent] = {}
+        self.refused: list[tuple[Sent, int]] = []
+        self.moved = 0
+        self.producer = Producer({**librdkafka_config(group.settings), "partitioner": "murmur2_random", "message.max.bytes": 8 << 20, "log_level": 0})
+
+    def send(self, records: Iterable[Sent]) -> None:
+        for sent in records:
+            alone = not kafka_takes(sent)  # Kafka refuses the whole batch with it
+            if alone:
+                self.producer.flush(60)
+            self._one(sent)
+            self.producer.flush(60) if alone else self.producer.poll(0)
+        assert self.producer.flush(60) == 0
+
+    def _one(self, sent: Sent) -> None:
+        key, more = sent.key, {}
+        if sent.topic in ("activities", "contact-merges", "contacts"):
+            way = self.r.randrange(3)
+            if way == 0:
+                own = partition_of(key or b"", self.group.settings.partitions)
+                more["partition"] = (own + self.r.randrange(1, self.group.settings.partitions)) % self.group.settings.partitions
+                self.moved += 1
+            elif way == 1 and sent.topic not in COMPACTED and not isinstance(sent, Bad):
+                key = None
+                self.moved += 1
+        if sent.timestamp_ms is not None:
+            more["timestamp"] = sent.timestamp_ms
+
+        def delivered(error: Any, message: Any) -> None:
+            if error is None:
+                self.places[Where(message.topic(), message.partition(), message.offset())] = sent
+            else:
+                self.refused.append((sent, error.code()))
+
+        topic = self.group.settings.topic_prefix + sent.topic
+        self.producer.produce(topic, sent.value, key, headers=list(sent.headers), on_delivery=delivered, **more)
+
+
+def any_record_time(group: Group, source: str) -> None:
+    """Kafka refuses records of the future from version 4 on, not before."""
+    resource = ConfigResource(ResourceType.TOPIC, group.settings.topic_prefix + source)
+    resource.add_incremental_config(ConfigEntry("message.timestamp.after.max.ms", str(2**63 - 1), incremental_operation=AlterConfigOpType.SET))
+    admin = AdminClient({"bootstrap.servers": group.settings.bootstrap})
+    for done in admin.incremental_alter_configs([resource]).values():
+        done.result(15)
+
+
+def listed(group: Group) -> list[dict[str, Any]]:
+    """What the API lists as rejected, all pages."""
+    found: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = group.http.get("/api/rejected", params={"limit": 500, **({"cursor": cursor} if cursor else {})}, timeout=60).json()
+        found += page["rejected"]
+        cursor = page["cursor"]
+        if cursor is None:
+            return found
+
+
+def counted(group: Group, journey: str) -> set[str]:
+    """The contacts of the first stage."""
+    found: set[str] = set()
+    cursor: str | None = None
+    while True:
+        page = group.http.get(f"/api/journeys/{journey}/stages/1/contacts", params={"limit": 1000, **({"cursor": cursor} if cursor else {})}).json()
+        found |= {row["contact_id"] for row in page["contacts"]}
+        cursor = page["cursor"]
+        if cursor is None:
+            return found
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["in one go", "killed meanwhile"])
 def test_every_bad_one_is_rejected_as_it_came_and_every_good_one_counted(kafka: str, prefix: str, tmp_path: Path, killed: bool) -> None:
-    rng = random.Random(7)
-    bad = [*filter(sendable, BAD), *(Bad(f"garbage {i}", "handoffs", b"k", raw, (("h", b"\x00\xff"),), "handoff") for i, raw in enumerate(GARBAGE))]
-    mixed = [*shop_facts(), *filter(sendable, GOOD), *bad]
-    rng.shuffle(mixed)
-    with Group(kafka, prefix, tmp_path, session_timeout_seconds=6) as group:
-        worker = group.start()
+    began_ms = int(time.time() * 1000)
+    with Group(kafka, prefix, tmp_path, session_timeout_seconds=6, heartbeat_seconds=1) as group:
+        any_record_time(group, "contacts")
+        first = group.start(step="changes" if killed else "none", nth=40)  # dies behind the acknowledgement of what it rejected: that comes again
         group.open_console()
-        for journey in (JOURNEY, journey_json(NESTED), journey_json(WORDS)):
+        for journey in (JOURNEY, STRANGE):
             group.apply(journey)
-        for raw in (b"{", b"\xff", json.dumps({**JOURNEY, "id": "other"}).encode()):  # told in the log and passed over
-            group._producer.produce(group.settings.topic_prefix + "journeys", raw, b"garbage")
-        for at in range(0, len(mixed), 1000):
-            send(group, mixed[at : at + 1000], rng)
-            if killed and at in (2000, 5000):
-                time.sleep(0.5)
+        mixed: list[Sent] = [*BAD, *facts()]
+        random.Random(SEED).shuffle(mixed)
+        sender, half = Sender(group), len(mixed) // 2
+        for i in range(0, half, 200):
+            sender.send(mixed[i : min(i + 200, half)])
+        if killed:
+            group.until(lambda: not first.alive, 60, "for the first worker to end by its own hand")
+            assert first.exit_code == -signal.SIGKILL, first.tail()
+            second = group.start()
+        for i in range(half, len(mixed), 400):
+            sender.send(mixed[i : i + 400])
+            if killed and i > half + len(mixed) // 4 and second is group.workers["a"]:
                 group.kill()
-                worker = group.start()
-        group.verify()
-        assert worker.alive, "a worker never stops for a bad record"
-        came: dict[tuple[Any, ...], list[dict[str, str]]] = {}
-        for record in group.read("rejected"):
-            what, said = split(record)
-            came.setdefault((said["waypost_topic"], *what), []).append(said)
+                group.start(wipe=True)
+        group.settled()
+        bad = {where: sent for where, sent in sender.places.items() if isinstance(sent, Bad)}
+        group.until(lambda: len({where(one) for one in group.read("rejected")}) >= len(bad), 30, "for all bad ones on the rejected topic")
 
-        def expected(one: Sent) -> tuple[Any, ...]:
-            return (group.settings.topic_prefix + one.topic, *identity(one.key, one.value, one.headers))
+        assert {(sent.name, code) for sent, code in sender.refused} == {
+            (sent.name, KafkaError.INVALID_RECORD) for sent in mixed if not kafka_takes(sent)
+        }, "Kafka takes everything else"
+        assert len(bad) >= 200
+        assert sender.moved > 1000
+        rejected = group.read("rejected")
+        assert {where(one) for one in rejected} == set(bad)
+        assert killed or len(rejected) == len(bad), "none is rejected twice without a reason"
+        for one in rejected:
+            as_it_came(one, bad[where(one)], began_ms)
+        assert {(row["topic"], row["partition"], row["offset"]) for row in listed(group)} == set(bad)
 
-        wanted = {expected(one): one for one in bad}
-        assert came.keys() == wanted.keys()
-        for what, one in wanted.items():
-            places = {(said["waypost_topic"], said["waypost_partition"], said["waypost_offset"]) for said in came[what]}
-            assert len(places) == sum(expected(b) == what for b in bad), one.name
-            assert killed or len(came[what]) == len(places), f"{one.name} was rejected more than once"
-            for said in came[what]:
-                assert said["waypost_error"], one.name
-                assert said["waypost_rejected_at"].endswith("Z")
-        shown = group.http.get("/api/rejected", params={"limit": 5}).json()
-        assert len(shown["rejected"]) == 5
+        report = group.verify()  # numbers, lists, names, stage changes
+        inputs = {where for where in bad if where.topic.removeprefix(prefix) in ("activities", "contact-merges", "contacts")}
+        assert report.rejected == len(inputs)
+        merged = {sent.contact_id for sent in GOOD if sent.topic == "contact-merges"}
+        odd = {sent.contact_id for sent in GOOD if sent.topic == "activities"}
+        assert odd - merged <= counted(group, "strange")
+        assert group.workers["a"].alive
+        assert "cannot go on" not in (tmp_path / "worker-a.log").read_text(errors="replace")
+        metrics = httpx.get(f"http://127.0.0.1:{group.ports['a']}/metrics").text
+        assert re.search(rf'waypost_rejected_total\{{code="not_json",topic="{re.escape(prefix)}activities"\}} [1-9]', metrics)
+
+
+def where(record: Any) -> Where:
+    headers = dict(record.headers())
+    return Where(headers["waypost_topic"].decode(), int(headers["waypost_partition"]), int(headers["waypost_offset"]))
+
+
+def as_it_came(record: Any, sent: Bad, began_ms: int) -> None:
+    """Whether *record*, of the rejected topic, is *sent* and says why."""
+    headers = record.headers()
+    own, ours = headers[: -len(OURS)], dict(headers[-len(OURS) :])
+    assert (record.key(), record.value()) == (sent.key, sent.value), sent.name
+    assert own == list(sent.headers), sent.name
+    assert tuple(ours) == OURS
+    assert re.search(sent.reason, ours["waypost_error"].decode(), re.IGNORECASE), (sent.name, ours["waypost_error"])
+    assert len(ours["waypost_error"]) < 2000, sent.name
+    assert began_ms <= parse_ms(ours["waypost_rejected_at"].decode()) <= time.time() * 1000

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 
 import pytest
 
-from agents import intake
+from agents import handoffs, intake
+from agents.catalog import Catalog
 from schemas import codec
 from schemas.errors import Refused
 from state.matching import Matcher
 from tests.simulation.cluster import Record
-from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Good, Sent
+from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Good, Sent, journey, raw
 
 NOW_MS, AHEAD_MS = AT_MS + 1000, 86_400_000
 
@@ -19,7 +21,12 @@ NOW_MS, AHEAD_MS = AT_MS + 1000, 86_400_000
 def take(sent: Sent) -> tuple[str, int]:
     """Contact and time of a record, by the codec's functions in the order in which a worker calls them."""
     if sent.topic == "contacts" and sent.value is None:
+        codec.refuse_future(sent.timestamp_ms or 0, NOW_MS, AHEAD_MS)
         return codec.decode_contact_key(sent.key), 0
+    if sent.topic in ("handoffs", "rebuilt-evidence"):
+        return handoffs.decode(sent.value or b"").to, 0
+    if sent.topic == "journeys":
+        return codec.decode_journey(sent.key, sent.value)[0], 0
     if sent.value is None:
         raise Refused("empty_value", "null")
     if sent.topic == "activities":
@@ -58,6 +65,15 @@ def test_odd_ones_are_taken(good: Good) -> None:
     assert take(good) == (good.contact_id, good.at_ms)
 
 
+def test_the_catalogue_passes_bad_journeys_over_and_keeps_their_offsets_in_mind() -> None:
+    catalog = Catalog()
+    bad = [one for one in BAD if one.topic == "journeys"]
+    assert not any(catalog.take("journeys", one.key, one.value, offset) for offset, one in enumerate(bad))
+    assert [*catalog.refused] == [*range(len(bad))]
+    assert catalog.take("journeys", b"good", raw(journey("good")), len(bad))
+    assert [*catalog.journeys] == ["good"]
+
+
 def test_exactly_the_allowed_time_ahead_is_taken() -> None:
     codec.refuse_future(NOW_MS + AHEAD_MS, NOW_MS, AHEAD_MS)
     with pytest.raises(Refused):
@@ -66,18 +82,20 @@ def test_exactly_the_allowed_time_ahead_is_taken() -> None:
 
 def taken_in(sent: list[Sent]) -> list[tuple[Record, Refused]]:
     """What intake refuses of chunks that hold *sent*, topic by topic."""
-    chunks: dict[str, list[Record]] = {"activities": [], "contact-merges": [], "contacts": []}
+    chunks: dict[str, list[Record]] = defaultdict(list)
     for offset, one in enumerate(sent):
-        chunks[one.topic].append(Record(offset, AT_MS, one.key, one.value, one.headers))
+        chunks[one.topic].append(Record(offset, one.timestamp_ms or AT_MS, one.key, one.value, one.headers))
     return [
         *intake.activities(chunks["activities"], Matcher({}), NOW_MS, AHEAD_MS).refused,
         *intake.merges(chunks["contact-merges"], "contact-merges", 0, NOW_MS, AHEAD_MS).refused,
         *intake.profiles(chunks["contacts"], NOW_MS, AHEAD_MS).refused,
+        *intake.handed_over(chunks["handoffs"] + chunks["rebuilt-evidence"]).refused,
     ]
 
 
 def test_a_chunk_of_good_and_bad_loses_none_and_refuses_the_bad_as_they_came() -> None:
-    mixed: list[Sent] = [one for pair in zip(BAD, GOOD * (len(BAD) // len(GOOD) + 1), strict=False) for one in pair]
+    bad = [one for one in BAD if one.topic != "journeys"]
+    mixed: list[Sent] = [one for pair in zip(bad, GOOD * (len(bad) // len(GOOD) + 1), strict=False) for one in pair]
     refused = {record.offset: (record, error) for record, error in taken_in(mixed)}
     for offset, one in enumerate(mixed):
         assert (offset in refused) == isinstance(one, Bad), one.name

@@ -1,22 +1,31 @@
 """Records that must be rejected, each with its reason, and odd ones that must be taken: deterministic, never sends anything itself.
 
 A reason is a regular expression (case ignored) that the sentence of the refusal, its code or its path has to contain.
-Topics are named without prefix: "activities", "contact-merges", "contacts".
+Topics are named without prefix: "activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence", "journeys".
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
+
+from agents import handoffs
+from schemas.hashing import h8
+from state.evidence import hit
+from state.identity import Merge, Profile
+from state.messages import Join, Unite
 
 AT = "2026-01-02T03:04:05.678Z"
 AT_MS = 1_767_323_045_678
 FAR = "2999-01-01T00:00:00Z"
 FAR_MS = 32_472_144_000_000
 MIB = 1 << 20
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]
 
 OPTIONAL_TEXT = [
     "page",
@@ -35,13 +44,14 @@ OPTIONAL_TEXT = [
 
 @dataclass(frozen=True)
 class Sent:
-    """A record as it goes to the broker. `key` and `value` may be None, as Kafka allows."""
+    """A record as it goes to the broker. `key` and `value` may be None, as Kafka allows. `timestamp_ms`: the record's; None for now."""
 
     name: str
     topic: str
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    timestamp_ms: int | None = dataclasses.field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,21 @@ BAD_TIMES: dict[str, Any] = {
 }
 
 
+ODD_HEADERS: dict[str, Headers] = {
+    "headers without a value": (("trace", None), ("trace", b"")),
+    "a header without a name": (("", b"1"),),
+    "headers that are not text": (("a", b"\xff"), ("a", b""), ("ü", b"\x00")),
+    "a hundred headers": tuple((f"h{i}", b"x" * 100) for i in range(100)),
+    "the headers of an earlier rejection": (
+        ("waypost_error", b"something else"),
+        ("waypost_topic", b"theirs"),
+        ("waypost_partition", b"x"),
+        ("waypost_offset", b"-1"),
+        ("waypost_rejected_at", None),
+    ),
+}
+
+
 def _bad() -> Iterator[Bad]:
     for topic, fact in FACTS.items():
 
@@ -228,6 +253,8 @@ def _bad() -> Iterator[Bad]:
         yield bad(
             "a good key with a bad value", b"?", "json", key=b"c-1", headers=(("trace", b"\xff\x00"), ("trace", b"2"))
         )
+        for name, headers in ODD_HEADERS.items():
+            yield bad(f"a bad value with {name}", b"?", "json", headers=headers)
         yield bad("no key and a bad value", b"?", "json", key=None)
         yield bad("a key that is not UTF-8 and a bad value", b"?", "json", key=b"\xff\xfe")
 
@@ -276,6 +303,85 @@ def _bad() -> Iterator[Bad]:
     yield Bad(
         "contacts: erasure with a key of 201 characters", "contacts", b"c" * 201, None, reason=r"\bkey\b|contact_id|200"
     )
+    yield Bad("contacts: erasure in the year 2999", "contacts", b"c-1", None, reason="future|ahead", timestamp_ms=FAR_MS)
+    yield from _bad_handoffs("handoffs")
+    yield from _bad_handoffs("rebuilt-evidence")
+    yield from _bad_journeys()
+
+
+def _bad_handoffs(topic: str) -> Iterator[Bad]:
+    """What no worker writes: bytes that do not decode, and messages that decode and cannot be kept or announced."""
+
+    def bad(name: str, value: bytes | None, reason: str, key: bytes | None = b"c-1") -> Bad:
+        return Bad(f"{topic}: {name}", topic, key, value, reason=reason)
+
+    rule, moment = b"12345678", hit(AT_MS, h8("a-1"))
+    good = handoffs.encode(Join("c-1", {rule: moment}))
+    none = "not a handoff"
+    for name, value in NOT_JSON.items():
+        yield bad(name, value, none)
+    yield bad("a null value", None, none)
+    yield bad("a null value without key", None, none, key=None)
+    yield bad("an activity", raw(activity()), none)
+    yield bad("rubbish behind", good + b"\x00", none)
+    for cut in range(1, len(good), 7):
+        yield bad(f"cut after {cut} bytes", good[:cut], none)
+    yield bad("lists 100,000 deep", b"\x91" * 100_000, none)
+    yield bad("2 MiB that are no handoff", b"\xc0" * (2 * MIB), none)
+    yield bad("a later format", msgspec.msgpack.encode((2, "join", ("c-1", {}))), "format 2")
+    yield bad("an unknown kind", msgspec.msgpack.encode((1, "x" * 5000, ())), "kind")
+    yield bad("half a hit", handoffs.encode(Join("c-1", {rule: moment[:9]})), none)
+    yield bad("a hit of the year 300 million", handoffs.encode(Join("c-1", {rule: b"\xff" * 16})), none)
+    yield bad("hits that are not sorted", handoffs.encode(Join("c-1", {rule: moment + moment})), none)
+    yield bad("a rule key of 3 bytes", handoffs.encode(Join("c-1", {b"123": moment})), none)
+    yield bad("nobody", handoffs.encode(Join("", {rule: moment})), none)
+    yield bad("an id of 201 characters", handoffs.encode(Join("c" * 201, {rule: moment})), none)
+    yield bad("an erasure beyond 63 bits", handoffs.encode(Join("c-1", erased_at_ms=2**63)), none)
+    yield bad("a profile that is not JSON", handoffs.encode(Join("c-1", profiles={"c-1": Profile(1, "{", ())})), none)
+    yield bad("an unknown cause", handoffs.encode(Join("c-1", {rule: moment}, cause="whim")), none)
+    yield bad("a union with nobody", handoffs.encode(Unite("c-1", "")), none)
+    yield bad("a merge from nowhere", handoffs.encode(Unite("c-1", "c-2", (Merge(1, h8("m"), "c-1", "c-2"),), "m")), none)
+
+
+def journey(id_: str, **changes: Any) -> dict[str, Any]:
+    return {"id": id_, "name": "n", "stages": [{"name": "a", "condition": {"any": [{"rule": "became_member"}]}}]} | changes
+
+
+def _bad_journeys() -> Iterator[Bad]:
+    """Records of the journeys topic that nobody wrote through the API. Each has a key of its own, since the topic is compacted."""
+    number = 0
+
+    def bad(called: str, reason: str, value: bytes | None = None, key: bytes | None = b"?", **changes: Any) -> Bad:
+        nonlocal number
+        number += 1
+        id_ = f"bad-{number}"
+        said = raw(journey(id_, **changes)) if value is None and key == b"?" else value
+        return Bad(f"journeys: {called}", "journeys", id_.encode() if key == b"?" else key, said, reason=reason)
+
+    for name, value in NOT_JSON.items():
+        yield bad(f"not JSON, {name}", "json|utf-8", value)
+    for name, value in OTHER_JSON.items():
+        yield bad(f"{name} instead of an object", "journey", value)
+    yield bad("lists 100,000 deep", "json|deep|nest", b"[" * 100_000 + b"]" * 100_000)
+    yield bad("NaN", "json", b'{"id":"bad","name":NaN,"stages":[]}')
+    yield bad("a lone surrogate", "json|surrogate|unicode", b'{"id":"bad","name":"\\ud800","stages":[]}')
+    yield bad("the key of another", "key", raw(journey("other")), b"another")
+    yield bad("no key", "key", raw(journey("bad")), None)
+    yield bad("an empty key", "key", raw(journey("bad")), b"")
+    yield bad("a key that is not UTF-8", "key", raw(journey("bad")), b"\xff\xfe")
+    yield bad("a deletion with an empty key", "key", None, b"")
+    yield bad("a deletion with a key that is not UTF-8", "key", None, b"\xff\xfd")
+    yield bad("a name of 2 MiB", "name", name="n" * 2 * MIB)
+    yield bad("no stages", "stage", stages=[])
+    yield bad("11 stages", "stage", stages=[{**journey("x")["stages"][0], "name": str(n)} for n in range(11)])
+    yield bad("version 0", "version", version=0)
+    yield bad("an unknown field", "unknown|colour", colour="red")
+    for name, reason, condition in (
+        ("an empty condition", "empty|condition", {"any": []}),
+        ("an unknown rule", "rule", {"any": [{"rule": "danced"}]}),
+        ("a pattern that is none", "matches|pattern", {"any": [{"rule": "visited_url", "url": {"matches": "("}}]}),
+    ):
+        yield bad(name, reason, stages=[{"name": "a", "condition": condition}])
 
 
 def _good() -> Iterator[Good]:
@@ -310,7 +416,8 @@ def _good() -> Iterator[Good]:
     yield act("an id with a zero byte", "a\x00b")
     yield act("an id that looks like a path", "../../etc/passwd")
     yield act("a type of 250 characters", "strange-19", type="t" * 250)
-    yield act("headers that are not text", "strange-20", headers=(("a", b"\xff"), ("a", b""), ("ü", b"1")))
+    for number, (name, headers) in enumerate(ODD_HEADERS.items()):
+        yield act(name, f"strange-20-{number}", headers=headers)
     yield act("a long unknown field", "strange-21", note="x" * 900_000)
     yield act("an emoji page", "strange-22", page="/🙂/İ/ß")
     plain = raw(activity(id="good without id", contact_id="strange-23"))
@@ -334,6 +441,10 @@ def _good() -> Iterator[Good]:
     yield mrg("unknown extra fields", "strange-v3", b"strange-v3", reason="login", n=[1])
     yield mrg("milliseconds", "strange-v4", b"strange-v4", at=AT_MS)
     yield mrg("id null", "strange-v5", b"strange-v5", id=None)
+    for number, (name, headers) in enumerate(ODD_HEADERS.items()):
+        who = f"strange-v6-{number}"
+        fact = merge(**{"id": f"good {name}", "from": who, "into": "strange-1"})
+        yield Good(f"contact-merges: {name}", "contact-merges", who.encode(), raw(fact), headers, contact_id=who)
 
     def prf(name: str, who: str, key: bytes | None, **changes: Any) -> Good:
         return Good(

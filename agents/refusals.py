@@ -1,0 +1,83 @@
+"""Refusals: brings bad records of the journeys topic to the rejected topic. Every worker knows of them; the owner of partition 0 tells, once.
+
+How far it has told stands among the positions of partition 0, in its changelog: a crash repeats the last ones and loses none. Decides nothing:
+what is bad, `schemas.codec` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from schemas.errors import Refused
+from state.decision import Decision
+
+from . import intake
+from .catalog import JOURNEYS, CatalogReader
+from .partition import POSITION, Partition
+from .partitions import Partitions
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+READ_SECONDS = 30.0
+
+
+class Refusals:
+    """Runs beside the partitions."""
+
+    def __init__(self, partitions: Partitions, reader: CatalogReader, kafka: Mapping[str, Any], serving: Callable[[], bool]) -> None:
+        self._partitions = partitions
+        self._reader = reader
+        self._kafka = dict(kafka)
+        self._serving = serving
+
+    async def run(self) -> None:
+        """Tells until cancelled. Raises what reading raises."""
+        while True:
+            partition = self._partitions.active().get(0) if self._serving() else None
+            if partition is not None:
+                told = partition.positions.get(JOURNEYS, 0)
+                untold = sorted((offset, error) for offset, error in self._reader.catalog.refused.items() if offset >= told)
+                if untold:
+                    await self._tell(partition, dict(untold))
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _tell(self, partition: Partition, refused: Mapping[int, Refused]) -> None:
+        context = partition.context
+        topic, now_ms = context.topics[JOURNEYS], context.now_ms()
+        found = await self._read(topic, refused)
+        if partition.pipeline is None:
+            return  # given up meanwhile: the next owner tells
+        out = [intake.rejected(topic, 0, record, refused[record.offset], now_ms) for record in found]
+        following = max(refused) + 1
+        work = partition.work(Decision({POSITION + JOURNEYS.encode(): str(following).encode()}, [], [], [], {}, {}), out, (JOURNEYS, following))
+        work.took_room = False
+        partition.pipeline.add(work)
+        await partition.drain()
+
+    async def _read(self, topic: str, offsets: Iterable[int]) -> list[Any]:
+        """The records at *offsets*; one that compaction took meanwhile is told in the log alone."""
+        tp, found = TopicPartition(topic, 0), []
+        consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **self._kafka)
+        await consumer.start()
+        try:
+            consumer.assign([tp])
+            for offset in offsets:
+                consumer.seek(tp, offset)
+                async with asyncio.timeout(READ_SECONDS):
+                    record = None
+                    end = (await consumer.end_offsets([tp]))[tp]
+                    while record is None and await consumer.position(tp) < end:
+                        record = next((r for records in (await consumer.getmany(tp, timeout_ms=1000, max_records=1)).values() for r in records), None)
+                if record is not None and record.offset == offset:
+                    found.append(record)
+                else:
+                    log.warning("%s offset %s: gone before it could be brought to the rejected topic", topic, offset)
+        finally:
+            await consumer.stop()
+        return found
