@@ -69,11 +69,13 @@ class Refusals:
             consumer.assign([tp])
             for offset in offsets:
                 consumer.seek(tp, offset)
+                record = None
                 async with asyncio.timeout(READ_SECONDS):
-                    record = None
-                    end = (await consumer.end_offsets([tp]))[tp]
-                    while record is None and await consumer.position(tp) < end:
-                        record = next((r for records in (await consumer.getmany(tp, timeout_ms=1000, max_records=1)).values() for r in records), None)
+                    while record is None:
+                        fetched = await consumer.getmany(tp, timeout_ms=1000, max_records=1)
+                        record = next((one for records in fetched.values() for one in records), None)
+                        if record is None and await consumer.position(tp) >= (await consumer.end_offsets([tp]))[tp]:
+                            break
                 if record is not None and record.offset == offset:
                     found.append(record)
                 else:
