@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 ACTIVE_SECONDS, IDLE_SECONDS = 0.2, 5.0  # between two looks
 RETRY_SECONDS = 1.0
-TELL_MS = 500  # between two words on progress
+TELL_MS = 500  # between two words on progress; longer where there are more than a thousand rules, since each word names them all
 MAX_WRITTEN = 1000  # tombstones at a time
 
 
@@ -147,7 +147,7 @@ class Driver:
         if after.state != before:
             log.info("recalculation %s: %s -> %s", one.id, before, after.state)
             del self._flushes[one.id]
-        elif after == one or now_ms - self._told_ms.get(one.id, 0) < TELL_MS:
+        elif after == one or now_ms - self._told_ms.get(one.id, 0) < TELL_MS * max(1.0, len(one.rules) / 1000):
             return None
         self._told_ms[one.id] = now_ms
         return after

@@ -104,11 +104,19 @@ class View:
         return self.told or self.includes(contact)
 
 
+_digests: dict[int, tuple[Journey, bytes]] = {}  # by identity: journeys are frozen, and all are asked at each change of the catalogue
+
+
 def view_id(journey: Journey, source: Source = Source()) -> bytes:
     """8 bytes that stand for a journey's version, what it says, and where its evidence stands."""
+    found = _digests.get(id(journey))
+    if found is None or found[0] is not journey:
+        if len(_digests) > 10_000:
+            _digests.clear()
+        found = _digests[id(journey)] = journey, body_digest(journey)
     text = f"{journey.id}\0{journey.version}\0{source.generation}\0".encode()
     keys = b"".join(rule + key for rule, key in sorted(source.keys.items()))
-    return blake2b(text + body_digest(journey) + keys, digest_size=8).digest()
+    return blake2b(text + found[1] + keys, digest_size=8).digest()
 
 
 class Views:

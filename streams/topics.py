@@ -96,7 +96,7 @@ TABLE: tuple[TopicSpec, ...] = (
               "the newest of each key", 16 * MIB),
     TopicSpec("handoffs", "contact id of the addressee", "Handoff", "workers", True, "delete", "7 days", 16 * MIB, internal=True),
     TopicSpec("recalculations", "recalculation id", "Recalculation: its state and progress", "console, workers, recalculator", False,
-              "compact", "the newest of each recalculation", MIB),
+              "compact", "the newest of each recalculation", 16 * MIB),
     TopicSpec("recalculation-reports", "`recalculation/worker or job/partition`", "how far a partition is with a recalculation",
               "workers, recalculator", False, "compact", "the newest of each key", MIB, internal=True),
     TopicSpec("rebuilt-evidence", "contact id", "evidence under an epoch", "recalculator", True, "delete", "7 days", 16 * MIB,
