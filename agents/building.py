@@ -158,7 +158,8 @@ class Building:
         if self._partition.pipeline is None:
             return  # closed meanwhile
         views, self._beginning = [view for view in self._beginning if view.id in self.state], []
-        self._keep([*self.kept.all, *views])
+        self._keep([*self.kept.all, *(view for view in views if view.id in self._wanted)])
+        self._drop([view for view in views if view.id not in self._wanted])  # a cancel or an edit came first
         self._work_on()
 
     def _work_on(self) -> None:
@@ -313,7 +314,8 @@ class Building:
     def _sweep(self) -> None:
         """Begins to take evidence away that nothing reads any more, when a recalculation is over and its old views are gone."""
         table = self._partition.context.recalculations
-        if table.turns == self._swept or self._old or self.scans or table.active() or (self.sweep is not None and not self.sweep.done()):
+        sweeping = self.sweep is not None and not self.sweep.done()
+        if table.turns == self._swept or self._old or self.scans or len(self.state) > len(self.kept.all) or table.active() or sweeping:
             return
         self._swept = table.turns
         dead = table.dead().difference(*(view.rules for view in self.kept.all))
