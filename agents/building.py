@@ -207,11 +207,8 @@ class Building:
             drop += [(space + view.id, prefix_end(space + view.id)) for space in (INDEX, TOTAL)]
         ids = {view.id for view in views}
         self._keep([v for v in self.kept.all if v.id not in ids])
-        pipeline = self._partition.pipeline
-        assert pipeline is not None, "views go while the partition is active"
-        work = self._partition.work(Decision({VIEW + id_: None for id_ in ids}, [], [], [], {}, {}), drop=drop)
-        work.took_room = False
-        pipeline.add(work)  # in its turn, behind everything on its way
+        # in its turn, behind everything on its way
+        self._partition.add_aside(Decision({VIEW + id_: None for id_ in ids}, [], [], [], {}, {}), drop=drop)
 
     async def _scan(self, views: list[View]) -> None:
         """Takes every contact into *views*, a step at a time, the cursor written with what it passed. Ends when none of them is wanted."""
@@ -288,7 +285,7 @@ class Building:
             return
         self._drop(self._unread())
         self._sweep()
-        repeated = self._partition.repeated()
+        repeated = self._partition.succession.repeated()
         ready = [
             (view, others)
             for view, others in self._unsettled
@@ -304,9 +301,7 @@ class Building:
                 if self.state[old.id] == LIVE:
                     self.state[old.id] = OLD
                     entries.update([self._view_entry(old)])
-        work = self._partition.work(Decision(entries, [], [], [], {}, {}))
-        work.took_room = False
-        pipeline.add(work)
+        self._partition.add_aside(Decision(entries, [], [], [], {}, {}))
         self._keep(self.kept.all)
         self._drop([old for _, others in ready for old in others if self.state[old.id] == BUILDING])
         self._work_on()

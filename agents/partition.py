@@ -19,7 +19,6 @@ from schemas import changes as change_codec
 from schemas.errors import Refused
 from schemas.journey import Journey
 from state import records
-from state.announcement import perhaps_said
 from state.decision import Batch, Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
@@ -30,13 +29,12 @@ from state.views import TOTAL, Views, cell_key, cell_value, split_cell
 from streams.partitioner import partition_of, partitions_of
 
 from . import handoffs, intake, metrics
-from .building import VIEW, Building
+from .building import Building
 from .pipeline import Changelog, OutRecord, Outward, Pipeline, Work
+from .succession import CHANGELOG_POSITION, POSITION, Succession
 
 log = logging.getLogger(__name__)
 
-POSITION, REPEATED, LEFT = b"p", b"r", b"h"
-CHANGELOG_POSITION = POSITION + b"changelog"
 IN_FLIGHT = 6  # decisions of a partition on their way to the broker and to RocksDB
 BEHIND_RECORDS = 250  # of a decision that the living may have to wait for
 SOURCES = ("activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence")
@@ -79,18 +77,12 @@ class Partition:
         self.path = context.data_dir / f"partition-{number}"
         self.ledger = Ledger(self.path, context.memory)
         self.building = Building(self)
+        self.succession = Succession(self)
         self.totals: dict[bytes, dict[str, dict[Cell, int]]] = {}
         self.positions: dict[str, int] = {}  # source -> next offset not yet in RocksDB
         self.changed: set[bytes] = set()  # views whose totals changed since they were last published
         self.overlay: dict[bytes, tuple[bytes | None, int]] = {}
         self._works = 0
-        self._stale = False
-        self._repeat_to: dict[str, int] = {}
-        self._beginning = False  # the changelog is yet to be told that batches are taken
-        self._decided: dict[str, int] = {}  # source -> before this offset, something may have had an effect
-        self._logged: dict[str, int] = {}  # source -> the last position sent to the changelog
-        self._followed: dict[str, int] = {}  # source -> next offset not yet in RocksDB, since this owner is one
-        self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
         self.pipeline: Pipeline | None = None
         self._load()
 
@@ -112,10 +104,7 @@ class Partition:
         for key, value in self.ledger.scan(TOTAL):
             id_, group, cell, count = split_cell(key, value)
             self.totals.setdefault(id_, {}).setdefault(group, {})[cell] = count
-        self._repeated = {
-            key[1:].decode(): {value[i : i + 8] for i in range(0, len(value), 8)}
-            for key, value in self.ledger.scan(REPEATED)
-        }
+        self.succession.load()
         for key, value in self.ledger.scan(POSITION):
             if key != CHANGELOG_POSITION:
                 self.positions[key[1:].decode()] = int(value)
@@ -130,141 +119,17 @@ class Partition:
 
         Returns the keys whose state is now more than their last record says: a stale writer was last, the owner has to say it again.
         """
-        values: dict[bytes, list[bytes | None]] = {}
-        for record in changes:
-            key = record.key
-            if key in values:
-                values[key].append(record.value)
-            else:
-                values[key] = [record.value]
-        own = {kind: [key for key in values if key[:1] == kind] for kind in (VIEW, POSITION, REPEATED)}
-        told = [self.building.told(key, values.pop(key)[-1]) for key in own[VIEW]]
-        for key in own[POSITION]:
-            source, following = key[1:].decode(), int(values.pop(key)[-1] or 0)
-            if following > self.positions.get(source, -1):
-                self.positions[source] = following
-                told.append((key, str(following).encode()))
-        told += [(key, values.pop(key)[-1]) for key in own[REPEATED]]
-        last = {key: found[-1] for key, found in values.items()}
-        for (_, found), old in zip(values.items(), self.ledger.get_many([*values]), strict=True):
-            if old is not None:
-                found.insert(0, old)
-        joined: dict[bytes, bytes | None] = {}
-        left: dict[bytes, bytes] = {}
-        for key, found in values.items():
-            joined[key], lost = records.join_all(key, found)
-            if lost is not None:
-                left[LEFT + key] = records.join(key, self.ledger.get(LEFT + key), lost) or lost
-        for key in values:  # an alias keeps no identity; a stale writer's alias comes without the tombstone of one it did not know
-            evidence, identity = joined[key], records.IDENTITY + key[1:]
-            if key[:1] == records.EVIDENCE and evidence is not None and records.pointer_of(evidence) is not None:
-                kept = joined[identity] if identity in joined else self.ledger.get(identity)
-                if kept is not None:
-                    left[LEFT + identity] = records.join(identity, left.get(LEFT + identity) or self.ledger.get(LEFT + identity), kept) or kept
-                    joined[identity] = None
-        metrics.RECOVERED_RECORDS.inc(len(changes))
-        stale = [key for key in joined if joined[key] != last.get(key)]
-        self._stale = self._stale or bool(stale)
-        # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
-        position = [] if self._stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
-        views = self._restore_views(joined) if self.views.all else []
-        entries = (entry for entry in told if entry is not None)
-        self.ledger.write([*joined.items(), *views, *entries, *left.items(), *position])
-        return stale
-
-    def _restore_views(self, joined: dict[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
-        """What index and totals become with the records *joined*, which are not in RocksDB yet."""
-        contacts: dict[str, tuple[bytes | None, bytes | None]] = {}
-        for contact in {key[1:] for key in joined}:
-            both = (records.EVIDENCE + contact, records.IDENTITY + contact)
-            evidence, identity = (joined[k] if k in joined else self.ledger.get(k) for k in both)
-            contacts[contact.decode()] = (evidence, identity)
-        batch = Batch(self.views, self.ledger.get, lambda _: True, silent=True)
-        batch.restore(contacts)
-        decision = batch.decide()
-        totals = [(id_, self.totals.setdefault(id_, {}), groups) for id_, groups in decision.totals.items()]
-        return [*decision.entries.items(), *self._add_totals(totals)]
+        return self.succession.recover(changes, last_offset)
 
     def activate(self, ends: Mapping[str, int]) -> None:
-        """Recovery is over and this worker owns the partition. *ends*: source -> where its log ends now.
-
-        The owner before may have announced what follows from records whose effect was lost with it: at most what it had on its way. They come
-        again, perhaps in another order; then the truth is announced of every contact that they touch (`repeated`).
-        """
+        """Recovery is over and this worker owns the partition. *ends*: source -> where its log ends now."""
         c = self.context
         self._load()  # recovery may have brought some
-        self._stale = False  # from here the changelog says so, by `frozen`
-        self._followed = {}
-        lost = (IN_FLIGHT + 1) * c.chunk_records  # beyond the furthest position that anybody wrote down
-        self._logged = dict(self.positions)
-        self._repeat_to = {source: min(self.positions.get(source, 0) + lost, end) for source, end in ends.items()}
-        self._beginning = not self.positions
-        if self._beginning:  # nobody took a batch before: whoever does says so first
-            self._repeat_to = {}
-        self._decided = dict(self._repeat_to)  # at most, by the owner before
+        # as many as are on their way, and a decision's worth that had no effect and was not written down
+        self.succession.begin(ends, (IN_FLIGHT + 1) * c.chunk_records)
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
-        if self._beginning:
-            self._begin(ends)
-        self._hand_on()
+        self.succession.hand_on(ends)
         self.building.reconcile()
-
-    def _begin(self, sources: Iterable[str]) -> None:
-        """Tells the changelog that this partition takes batches from now on: where it says nothing of positions, nothing was ever announced."""
-        marks: dict[bytes, bytes | None] = {POSITION + source.encode(): b"0" for source in sources}
-        work = self.work(Decision(marks, [], [], [], {}, {}))
-        work.took_room = False
-        assert self.pipeline is not None
-        self.pipeline.add(work)
-
-    def _hand_on(self) -> None:
-        """Sends on what recovery found behind aliases: where a stale writer made a contact an alias, its owner may have known more of it by then."""
-        found: dict[str, dict[bytes, bytes]] = {}
-        for key, value in self.ledger.scan(LEFT):
-            found.setdefault(key[2:].decode(), {})[key[1:2]] = value
-        if not found:
-            return
-        batch = Batch(self.views, self.reader([*found]), self.is_here, self.context.max_merges)
-        for contact, left in found.items():
-            batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
-        gone = [(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left]
-        work = self.work(batch.decide(), also=gone)
-        work.took_room = False
-        assert self.pipeline is not None
-        self.pipeline.add(work)
-
-    def repeated(self) -> bool:
-        """Whether everything that the owner before may have had on its way has come again, and the truth of it is announced."""
-        if not self._repeat_to and not self._repeated:
-            return True
-        for source in [s for s, to in self._repeat_to.items() if self._reflected(s) >= to]:
-            del self._repeat_to[source]
-        if self._repeat_to:
-            return False
-        if self._repeated:
-            rules = {rule for mine in self._repeated.values() for rule in mine}
-            said = perhaps_said(self.views.concerned(rules))
-            here = [contact for contact in sorted(self._repeated) if self.is_here(contact)]
-            batch = Batch(self.views, self.reader(here), self.is_here, self.context.max_merges)
-            for contact in here:
-                batch.deliver(Join(contact, said=said, again=True))
-            decision = batch.decide()
-            decision.records.update({REPEATED + contact.encode(): None for contact in self._repeated})
-            self._repeated = {}
-            work = self.work(decision)
-            work.took_room = False
-            assert self.pipeline is not None
-            self.pipeline.add(work)
-        return True
-
-    def recording_from(self) -> int:
-        """Every activity of this partition's log from this offset on meets the matcher as it is now, here and with whoever comes after, and none has
-        had an effect yet."""
-        done = self.context.reflected(self.context.topics["activities"], self.number)
-        return max(self._decided.get("activities", 0), done or 0)
-
-    def _reflected(self, source: str) -> int:
-        done = self.context.reflected(self.context.topics[source], self.number)
-        return max(self._followed.get(source, 0), done or 0)
 
     async def close(self) -> None:
         """Drops what is on its way and closes RocksDB."""
@@ -286,9 +151,9 @@ class Partition:
         pipeline = self.pipeline
         assert pipeline is not None, f"partition {self.number} takes batches only while active"
         metrics.RECORDS.labels(source).inc(len(chunk))
-        if self._beginning:
+        if self.succession.beginning:
             await pipeline.drain()
-            self._beginning = False
+            self.succession.beginning = False
         behind = source == "rebuilt-evidence"
         size = min(BEHIND_RECORDS, self.context.chunk_records) if behind else self.context.chunk_records
         for at in range(0, len(chunk), size):
@@ -310,39 +175,18 @@ class Partition:
             taken = intake.profiles(chunk, now_ms, c.ahead_ms)
         else:
             taken = intake.handed_over(chunk)
-        if chunk[0].offset < self._repeat_to.get(source, 0):
-            noted = self._note(taken)
-            decision = self._decide(taken)
+        noted = self.succession.note(source, chunk[0].offset, taken)
+        decision = self._decide(taken, source == "rebuilt-evidence")
+        if noted:
             decision = decision._replace(records={**noted, **decision.records})  # before their effect
-        else:
-            decision = self._decide(taken, source == "rebuilt-evidence")
-        self._decided[source] = max(self._decided.get(source, 0), chunk[-1].offset + 1)
+        decided = self.succession.decided
+        decided[source] = max(decided.get(source, 0), chunk[-1].offset + 1)
         rejected = [intake.rejected(topic, self.number, record, error, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(intake.rejected(origin.topic, origin.partition, origin, Refused("too_many_merges", reason), now_ms))
         work = self.work(decision, rejected, (source, chunk[-1].offset + 1), done)
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
         return work
-
-    def _note(self, taken: intake.Taken) -> dict[bytes, bytes | None]:
-        """Keeps which contacts are touched by what comes again, and of which rules something may have been said: contact -> rule keys.
-
-        The changelog keeps it too: should this owner end before the truth of them is announced, it is owed by the next.
-        """
-        rules = {contact: {rule for rule, _ in hits} for contact, hits in taken.hits.items()}
-        for message in taken.messages:
-            rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
-        load = self.reader([*rules])
-        for contact, mine in rules.items():
-            at: str | None = contact
-            while at is not None and self.is_here(at):  # what concerns an alias concerns its holder, as far as that is here
-                record = load(records.EVIDENCE + at.encode())
-                at = None if record is None else records.pointer_of(record)
-                if record is not None and at is None:
-                    mine.update(records.decode_evidence(record)[0].hits)
-            mine.update(self._repeated.get(contact, ()))
-        self._repeated |= rules
-        return {REPEATED + contact.encode(): b"".join(sorted(mine)) for contact, mine in rules.items()}
 
     def _decide(self, taken: intake.Taken, rebuilt: bool = False) -> Decision:
         foreign: list[Message] = []
@@ -417,7 +261,7 @@ class Partition:
 
         def commit(offset: int | None) -> None:
             written: list[tuple[bytes, bytes | None]] = [*decision.records.items(), *decision.entries.items(), *also]
-            written.extend(self._add_totals(totals))
+            written.extend(self.add_totals(totals))
             if position is not None:
                 source, following = position
                 if following > self.positions.get(source, -1):
@@ -430,20 +274,30 @@ class Partition:
                 if overlay[key][1] == number:
                     del overlay[key]
             if position is not None:
-                self._followed[position[0]] = position[1]
+                self.succession.followed[position[0]] = position[1]
             self.building.settle()
 
         logged = list(decision.records.items())
         if position is not None:
             source, following = position
+            known = self.succession.logged
             # what has no effect is not written down one by one, but never more than a decision's worth goes without: see `activate`
-            if logged or changes or handed or following - self._logged.get(source, 0) >= self.context.chunk_records:
+            if logged or changes or handed or following - known.get(source, 0) >= self.context.chunk_records:
                 # last of the batch: all that follows from the records before it is in the changelog
                 logged.append((POSITION + source.encode(), str(following).encode()))
-                self._logged[source] = following
+                known[source] = following
         return Work(changes, rejected or [], handed, logged, commit, done)
 
-    def _add_totals(
+    def add_aside(
+        self, decision: Decision, also: Sequence[tuple[bytes, bytes | None]] = (), drop: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        """Puts a decision on its way that belongs to no chunk, is rare, and must not wait for room."""
+        assert self.pipeline is not None, f"partition {self.number} decides only while active"
+        work = self.work(decision, also=also, drop=drop)
+        work.took_room = False
+        self.pipeline.add(work)
+
+    def add_totals(
         self, differences: Iterable[tuple[bytes, dict[str, dict[Cell, int]], dict[str, dict[Cell, int]]]]
     ) -> list[tuple[bytes, bytes | None]]:
         """Adds differences, `(view id, its totals, difference)`, to the totals; returns what RocksDB has to hold of them."""

@@ -18,8 +18,8 @@ from state.decision import Decision
 
 from . import intake
 from .catalog import JOURNEYS, CatalogReader
-from .partition import POSITION, Partition
 from .partitions import Partitions
+from .succession import POSITION, Partition
 
 log = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ def report_of(partition: Partition, one: Recalculation, before: WorkerReport | N
     All of the log is read again, also what this worker has before it: an earlier recalculation may have, and numbers must not go back.
     """
     topics, reflected = partition.context.topics, partition.context.reflected
-    recording_from = max(partition.recording_from(), log_end) if before is None else before.recording_from
+    recording_from = max(partition.succession.recording_from(), log_end) if before is None else before.recording_from
     scanned, shown, changed = partition.building.shown(one.id) if one.state == SWITCHING else (0.0, False, 0)
     joined, handed = (reflected(topics[source], partition.number) or 0 for source in ("rebuilt-evidence", "handoffs"))
     return WorkerReport(recording_from, log_begin, joined, handed, round(scanned, 3), shown, changed)

@@ -17,6 +17,7 @@ import tests.simulation.recalculating
 from agents import questions
 from agents.partition import Partition
 from agents.pipeline import Pipeline, Work
+from agents.succession import Succession
 from schemas.recalculation import FILLING, WorkerReport
 from state.decision import Batch
 from state.evidence import Evidence
@@ -138,7 +139,7 @@ def recovery_lets_a_holder_replace_an_alias() -> Iterator[None]:
 
 @mutation
 def views_do_not_follow_recovery() -> Iterator[None]:
-    with patch.object(Partition, "_restore_views", lambda self, joined: []):
+    with patch.object(Succession, "_restore_views", lambda self, joined: []):
         yield
 
 

@@ -1,0 +1,208 @@
+"""Succession: what a partition takes over from the owner before, and owes in its place. Joins the changelog, hands on, repeats; decides nothing new.
+
+An owner may end between announcing something and writing it down. So each writes down how far it has followed its sources, and whoever comes after
+says the truth again of everybody touched by what the owner before may have had on its way (docs/architecture.md, what is announced).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from state import records
+from state.announcement import perhaps_said
+from state.decision import Batch, Decision
+from state.messages import Join
+
+from . import intake, metrics
+from .building import VIEW
+
+if TYPE_CHECKING:
+    from .partition import Partition
+
+POSITION, REPEATED, LEFT = b"p", b"r", b"h"
+CHANGELOG_POSITION = POSITION + b"changelog"
+
+
+class Succession:
+    """Of one partition. Offsets are the next ones, by source.
+
+    `logged`: the last position sent to the changelog; `followed`: what is in RocksDB, since this owner is one; `decided`: before it, something may
+    have had an effect.
+    """
+
+    def __init__(self, partition: Partition) -> None:
+        self._partition = partition
+        self._stale = False
+        self._repeat_to: dict[str, int] = {}
+        self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
+        self.beginning = False  # the changelog is yet to be told that batches are taken
+        self.logged: dict[str, int] = {}
+        self.followed: dict[str, int] = {}
+        self.decided: dict[str, int] = {}
+
+    def load(self) -> None:
+        """What is owed still, as it was last written."""
+        self._repeated = {
+            key[1:].decode(): {value[i : i + 8] for i in range(0, len(value), 8)}
+            for key, value in self._partition.ledger.scan(REPEATED)
+        }
+
+    # ------------------------------------------------------------------ recovery
+
+    def recover(self, changes: Sequence[Any], last_offset: int) -> list[bytes]:
+        """See `Partition.recover`."""
+        p = self._partition
+        values: dict[bytes, list[bytes | None]] = {}
+        for record in changes:
+            key = record.key
+            if key in values:
+                values[key].append(record.value)
+            else:
+                values[key] = [record.value]
+        told = self._of_our_own(values)
+        last = {key: found[-1] for key, found in values.items()}
+        for (_, found), old in zip(values.items(), p.ledger.get_many([*values]), strict=True):
+            if old is not None:
+                found.insert(0, old)
+        joined: dict[bytes, bytes | None] = {}
+        left: dict[bytes, bytes] = {}
+        for key, found in values.items():
+            joined[key], lost = records.join_all(key, found)
+            if lost is not None:
+                left[LEFT + key] = records.join(key, p.ledger.get(LEFT + key), lost) or lost
+        for key in values:  # an alias keeps no identity; a stale writer's alias comes without the tombstone of one it did not know
+            evidence, identity = joined[key], records.IDENTITY + key[1:]
+            if key[:1] == records.EVIDENCE and evidence is not None and records.pointer_of(evidence) is not None:
+                kept = joined[identity] if identity in joined else p.ledger.get(identity)
+                if kept is not None:
+                    left[LEFT + identity] = records.join(identity, left.get(LEFT + identity) or p.ledger.get(LEFT + identity), kept) or kept
+                    joined[identity] = None
+        metrics.RECOVERED_RECORDS.inc(len(changes))
+        stale = [key for key in joined if joined[key] != last.get(key)]
+        self._stale = self._stale or bool(stale)
+        # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
+        position = [] if self._stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
+        views = self._restore_views(joined) if p.views.all else []
+        p.ledger.write([*joined.items(), *views, *told, *left.items(), *position])
+        return stale
+
+    def _of_our_own(self, values: dict[bytes, list[bytes | None]]) -> list[tuple[bytes, bytes | None]]:
+        """Takes what is not about a contact out of *values*; what becomes of it in RocksDB."""
+        positions = self._partition.positions
+        own = {kind: [key for key in values if key[:1] == kind] for kind in (VIEW, POSITION, REPEATED)}
+        told = [self._partition.building.told(key, values.pop(key)[-1]) for key in own[VIEW]]
+        for key in own[POSITION]:
+            source, following = key[1:].decode(), int(values.pop(key)[-1] or 0)
+            if following > positions.get(source, -1):
+                positions[source] = following
+                told.append((key, str(following).encode()))
+        told += [(key, values.pop(key)[-1]) for key in own[REPEATED]]
+        return [entry for entry in told if entry is not None]
+
+    def _restore_views(self, joined: dict[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
+        """What index and totals become with the records *joined*, which are not in RocksDB yet."""
+        p = self._partition
+        contacts: dict[str, tuple[bytes | None, bytes | None]] = {}
+        for contact in {key[1:] for key in joined}:
+            both = (records.EVIDENCE + contact, records.IDENTITY + contact)
+            evidence, identity = (joined[k] if k in joined else p.ledger.get(k) for k in both)
+            contacts[contact.decode()] = (evidence, identity)
+        batch = Batch(p.views, p.ledger.get, lambda _: True, silent=True)
+        batch.restore(contacts)
+        decision = batch.decide()
+        totals = [(id_, p.totals.setdefault(id_, {}), groups) for id_, groups in decision.totals.items()]
+        return [*decision.entries.items(), *p.add_totals(totals)]
+
+    # ------------------------------------------------------------------ taking over
+
+    def begin(self, ends: Mapping[str, int], most: int) -> None:
+        """This worker owns the partition. *ends*: where the log of each source ends now; *most*: so many records of a source the owner before may
+        have had on their way beyond the furthest position that anybody wrote down.
+
+        They come again, perhaps in another order; then the truth is announced of every contact that they touch (`repeated`).
+        """
+        positions = self._partition.positions
+        self._stale = False  # from here the changelog says so, by `frozen`
+        self.followed, self.logged = {}, dict(positions)
+        self._repeat_to = {source: min(positions.get(source, 0) + most, end) for source, end in ends.items()}
+        self.beginning = not positions
+        if self.beginning:  # nobody took a batch before: whoever does says so first
+            self._repeat_to = {}
+        self.decided = dict(self._repeat_to)  # at most, by the owner before
+
+    def hand_on(self, sources: Iterable[str]) -> None:
+        """What goes out first: that batches are taken, where the changelog does not know it yet, and what recovery found behind aliases.
+
+        Where a stale writer made a contact an alias, its owner may have known more of it by then.
+        """
+        p = self._partition
+        if self.beginning:
+            marks: dict[bytes, bytes | None] = {POSITION + source.encode(): b"0" for source in sources}
+            p.add_aside(Decision(marks, [], [], [], {}, {}))
+        found: dict[str, dict[bytes, bytes]] = {}
+        for key, value in p.ledger.scan(LEFT):
+            found.setdefault(key[2:].decode(), {})[key[1:2]] = value
+        if not found:
+            return
+        batch = Batch(p.views, p.reader([*found]), p.is_here, p.context.max_merges)
+        for contact, left in found.items():
+            batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
+        p.add_aside(batch.decide(), also=[(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left])
+
+    def note(self, source: str, first_offset: int, taken: intake.Taken) -> dict[bytes, bytes | None]:
+        """Keeps, of what comes again, which contacts it touches, and of which rules something may have been said: contact -> rule keys.
+
+        The changelog keeps it too: should this owner end before the truth of them is announced, it is owed by the next.
+        """
+        if first_offset >= self._repeat_to.get(source, 0):
+            return {}
+        p = self._partition
+        rules = {contact: {rule for rule, _ in hits} for contact, hits in taken.hits.items()}
+        for message in taken.messages:
+            rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
+        load = p.reader([*rules])
+        for contact, mine in rules.items():
+            at: str | None = contact
+            while at is not None and p.is_here(at):  # what concerns an alias concerns its holder, as far as that is here
+                record = load(records.EVIDENCE + at.encode())
+                at = None if record is None else records.pointer_of(record)
+                if record is not None and at is None:
+                    mine.update(records.decode_evidence(record)[0].hits)
+            mine.update(self._repeated.get(contact, ()))
+        self._repeated |= rules
+        return {REPEATED + contact.encode(): b"".join(sorted(mine)) for contact, mine in rules.items()}
+
+    def repeated(self) -> bool:
+        """Whether everything that the owner before may have had on its way has come again, and the truth of it is announced."""
+        if not self._repeat_to and not self._repeated:
+            return True
+        for source in [s for s, to in self._repeat_to.items() if self._reflected(s) >= to]:
+            del self._repeat_to[source]
+        if self._repeat_to:
+            return False
+        if self._repeated:
+            p = self._partition
+            rules = {rule for mine in self._repeated.values() for rule in mine}
+            said = perhaps_said(p.views.concerned(rules))
+            here = [contact for contact in sorted(self._repeated) if p.is_here(contact)]
+            batch = Batch(p.views, p.reader(here), p.is_here, p.context.max_merges)
+            for contact in here:
+                batch.deliver(Join(contact, said=said, again=True))
+            decision = batch.decide()
+            decision.records.update({REPEATED + contact.encode(): None for contact in self._repeated})
+            self._repeated = {}
+            p.add_aside(decision)
+        return True
+
+    def recording_from(self) -> int:
+        """Every activity of this partition's log from this offset on meets the matcher as it is now, here and with whoever comes after, and none has
+        had an effect yet."""
+        return max(self.decided.get("activities", 0), self._done("activities"))
+
+    def _reflected(self, source: str) -> int:
+        return max(self.followed.get(source, 0), self._done(source))
+
+    def _done(self, source: str) -> int:
+        context = self._partition.context
+        return context.reflected(context.topics[source], self._partition.number) or 0
