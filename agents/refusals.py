@@ -18,8 +18,9 @@ from state.decision import Decision
 
 from . import intake
 from .catalog import JOURNEYS, CatalogReader
+from .partition import Partition
 from .partitions import Partitions
-from .succession import POSITION, Partition
+from .succession import POSITION
 
 log = logging.getLogger(__name__)
 
