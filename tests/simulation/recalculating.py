@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from schemas.recalculation import (
 )
 from schemas.rules import Rule, rule_key
 from state import records
+from state.evidence import moment
 from state.matching import Matcher
 from state.recalculation import Flush, Reports, Table, advance, begin, evidence_key, missing, rules_by_key, unneeded
 from streams.partitioner import partition_of
@@ -234,27 +235,37 @@ class Recalculating:
     # ------------------------------------------------------------------ what must hold
 
     def check_complete(self, one: Recalculation) -> None:
-        """When a recalculation is switched to, all that was known of its rules is known under the new epoch, contact by contact."""
+        """When a recalculation is switched to, all that was known of its rules is known under the new epoch, contact by contact.
+
+        But for a handover that a crash left half done: then its sender holds what its receiver lacks, until the merge has come again.
+        """
         before = Table()
         for entry in self.control[:-1]:
             if isinstance(entry, tuple):
                 before.take(*entry)
+        holders = [
+            (key, hits, erased)
+            for worker, p in ((worker, p) for p, worker in enumerate(self.cluster.owner))
+            for key, hits, erased in _holders(worker.open[p].ledger)
+        ]
         for rule in self.table.rules(one.id):
             readable = before.standing(rule).readable
             if not readable:
                 continue
             old, new = evidence_key(rule, readable[0].id), evidence_key(rule, one.id)
-            for p, worker in enumerate(self.cluster.owner):
-                for key, value in worker.open[p].ledger.scan(records.EVIDENCE):
-                    if records.pointer_of(value) is not None:
-                        continue
-                    hits = records.decode_evidence(value)[0].hits
-                    missed = _set(hits.get(old, b"")) - _set(hits.get(new, b""))
-                    identity = worker.open[p].ledger.get(records.IDENTITY + key[1:])
-                    if missed and identity is not None:
-                        erased = records.decode_head(identity)[2]
-                        missed = {hit for hit in missed if erased is None or hit[:8] > (erased + (1 << 63)).to_bytes(8, "big")}
-                    assert not missed, f"{one.id} is switched to, and {key!r} in {p} lacks {missed}"
+            anywhere = {hit for _, hits, _ in holders for hit in _set(hits.get(new, b""))}
+            for key, hits, erased in holders:
+                missed = {hit for hit in _set(hits.get(old, b"")) - anywhere if hit[:8] > erased}
+                assert not missed, f"{one.id} is switched to, and {key!r} lacks {missed}"
+
+
+def _holders(ledger: Any) -> Iterator[tuple[bytes, Mapping[bytes, bytes], bytes]]:
+    """`(key, hits, moment of erasure or nothing)` of each holder in RocksDB."""
+    for key, value in ledger.scan(records.EVIDENCE):
+        if records.pointer_of(value) is None:
+            identity = ledger.get(records.IDENTITY + key[1:])
+            erased_at_ms = None if identity is None else records.decode_head(identity)[2]
+            yield key, records.decode_evidence(value)[0].hits, b"" if erased_at_ms is None else moment(erased_at_ms)
 
 
 def _set(blob: bytes) -> set[bytes]:
