@@ -15,7 +15,7 @@ from schemas.journey import ADDED, Journey, journey_json, parse_journey
 from schemas.rules import catalogue_data
 from schemas.wire import MAX_ID
 
-from . import api_recalculations, models
+from . import api_recalculations, api_rejected, models
 from .backend import Backend
 from .bodies import read_body
 from .errors import ApiError
@@ -69,6 +69,7 @@ def build(backend: Backend) -> FastAPI:
     _facts(app, backend)
     _operations(app, backend)
     api_recalculations.install(app, backend)
+    api_rejected.install(app, backend)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 
@@ -253,11 +254,6 @@ def _operations(app: FastAPI, backend: Backend) -> None:
     async def rules() -> Any:
         """The catalogue of rules, for builders."""
         return {"rules": catalogue_data()}
-
-    @app.get("/api/rejected", response_model=models.Rejected, responses=errors(404, 422, 503))
-    async def rejected(limit: Limit = 100, cursor: Cursor = None) -> Any:
-        """What was rejected and why, newest first. A page may be shorter than the limit when records are large."""
-        return (await backend.rejected.page(limit, cursor))._asdict()
 
     @app.get("/api/health", response_model=models.Health, responses=errors(422))
     async def health() -> Any:

@@ -24,6 +24,7 @@ from .results import MAX_LIMIT
 
 RecalculationId = Annotated[str, Path(min_length=1, max_length=100)]
 MAX_JOURNEYS = 10_000
+MAX_RATE = 10**12
 FIELDS = ("journeys", "events_per_second")
 BODY = {
     "type": "object",
@@ -39,7 +40,7 @@ BODY = {
         },
         "events_per_second": {
             "description": "activities a second to read at most; null for as fast as the living allows",
-            "anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "null"}],
+            "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": MAX_RATE}, {"type": "null"}],
         },
     },
 }
@@ -52,7 +53,7 @@ def install(app: FastAPI, backend: Backend) -> None:
         "/api/recalculations",
         status_code=202,
         response_model=models.Recalculation,
-        responses=errors(404, 413, 415, 422, 503),
+        responses=errors(404, 409, 413, 415, 422, 503),
         openapi_extra=request_body(BODY),
     )
     async def start(request: Request) -> Any:
@@ -61,7 +62,7 @@ def install(app: FastAPI, backend: Backend) -> None:
         wanted, events_per_second = _read(await read_body(request))
         journeys = backend.store.all() if wanted is None else [backend.store.known(id_) for id_ in dict.fromkeys(wanted)]
         if not journeys:
-            raise ApiError(422, "no_journeys", "there are no journeys to recalculate; apply one first", "journeys")
+            raise ApiError(409, "no_journeys", "there are no journeys to recalculate; apply one first", "journeys")
         return row(await backend.recalculations.plan(journeys, events_per_second, await backend.offsets.first_ms("activities")))
 
     @app.get("/api/recalculations", response_model=models.Recalculations, responses=errors(404, 422, 503))
@@ -74,7 +75,7 @@ def install(app: FastAPI, backend: Backend) -> None:
         if cursor is not None:
             places = [i for i, one in enumerate(rows) if one["id"] == cursor]
             if not places:
-                raise ApiError(422, "bad_cursor", "the cursor is none that this list gave, or its recalculation is gone; begin anew", "cursor")
+                raise ApiError(404, "unknown_cursor", "the cursor is none that this list gave, or its recalculation is gone; begin anew", "cursor")
             rows = rows[places[0] + 1 :]
         from_ms = await backend.offsets.first_ms("activities")
         return {
@@ -124,6 +125,7 @@ def _read(body: bytes) -> tuple[list[str] | None, float | None]:
     journeys, rate = said.get("journeys"), said.get("events_per_second")
     if journeys != "all" and not (isinstance(journeys, list) and 0 < len(journeys) <= MAX_JOURNEYS and all(isinstance(j, str) for j in journeys)):
         raise ApiError(422, "bad_journeys", f'journeys: {shown(journeys)} is neither a list of journey ids nor "all"; give one of them', "journeys")
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1e12):
-        raise ApiError(422, "bad_rate", f"events_per_second: {shown(rate)} is not a number above 0; give one, or null", "events_per_second")
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= MAX_RATE):
+        what = f"events_per_second: {shown(rate)} is not a number above 0 and up to {MAX_RATE:,}"
+        raise ApiError(422, "bad_rate", f"{what}; give one, or null", "events_per_second")
     return (None if journeys == "all" else journeys), (None if rate is None else float(rate))

@@ -22,6 +22,7 @@ from .kafka import Offsets, Writer, now_ms
 from .live import Live
 from .recalculations import RecalculationStore
 from .rejected import RejectedReader
+from .resending import Resender
 from .workers import Answers, GroupDirectory, Workers, fixed
 
 STEADY_TRIES = 3  # how often an answer is asked for again because partitions were between two versions
@@ -43,6 +44,7 @@ class Backend:
         self.store = JourneyStore(self.topics["journeys"], kafka, self._write_journey, now_ms)
         self.recalculations = RecalculationStore(self.topics["recalculations"], kafka, self.writer.control, now_ms)
         self.rejected = RejectedReader(self.topics["rejected"], kafka)
+        self.resender = Resender(self.rejected, self.writer, settings.topic_prefix, self.partition_count, settings.max_future_ms)
         self._directory = None if settings.workers else GroupDirectory(settings.group, kafka)
         find = fixed(settings.workers) if self._directory is None else self._directory.find
         self.workers = Workers(find, self.partition_count)

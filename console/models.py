@@ -173,6 +173,7 @@ class RecordHeader(_Answer):
 class RejectedRecord(_Answer):
     """A record as it came. Key and value are texts when they are UTF-8, else null with the bytes in base64 beside them."""
 
+    id: str = Field(description="names it when it is sent again: its partition and offset on the rejected topic", examples=["0-17"])
     topic: str | None = Field(description="the topic it came from")
     partition: int | None
     offset: int | None
@@ -188,6 +189,19 @@ class RejectedRecord(_Answer):
 class Rejected(_Answer):
     rejected: list[RejectedRecord] = Field(description="newest first")
     cursor: str | None
+
+
+class SentAgain(_Answer):
+    index: int = Field(ge=0, description="place in the list that was sent, from 0")
+    id: str
+    topic: str
+    partition: int
+    offset: int = Field(description="where it stands now")
+
+
+class Resent(_Answer):
+    sent: list[SentAgain] = Field(description="on their topics now")
+    refused: list[RefusedItem]
 
 
 class Alive(_Answer):

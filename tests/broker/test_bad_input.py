@@ -210,3 +210,47 @@ def as_it_came(record: Any, sent: Bad, began_ms: int) -> None:
     assert re.search(sent.reason, ours["waypost_error"].decode(), re.IGNORECASE), (sent.name, ours["waypost_error"])
     assert len(ours["waypost_error"]) < 2000, sent.name
     assert began_ms <= parse_ms(ours["waypost_rejected_at"].decode()) <= time.time() * 1000
+
+
+@pytest.mark.kafka
+def test_what_was_rejected_is_mended_sent_again_and_counted(kafka: str, prefix: str, tmp_path: Path) -> None:
+    """A type that is a number, a time that is a word, groups that are a text: mended, each twice, the worker killed meanwhile."""
+    data, r = shop(), random.Random(SEED)
+    spoilt = {"activities": ("type", 7), "contact-merges": ("at", "soon"), "contacts": ("groups", "none")}
+    keyed = {"activities": data.activities, "contact-merges": data.merges, "contacts": data.contacts}
+    with Group(kafka, prefix, tmp_path, session_timeout_seconds=6, heartbeat_seconds=1) as group:
+        group.start()
+        group.open_console()
+        group.apply(JOURNEY)
+        whole: dict[bytes, bytes] = {}
+        sender, mixed = Sender(group), []
+        for source, lines in keyed.items():
+            for line in lines if source == "contact-merges" else r.sample(lines, min(1500, len(lines))):
+                field, wrong = spoilt[source]
+                fact = json.loads(line)
+                key = str(fact.get("from") or fact["contact_id"]).encode()
+                if r.random() < 0.3:
+                    bad = json.dumps({**fact, field: wrong}).encode()
+                    whole[bad] = line
+                    mixed.append(Bad("spoilt", source, key, bad, (("trace", None), ("trace", b"\xff"))))
+                else:
+                    mixed.append(Sent("", source, key, line))
+        r.shuffle(mixed)
+        sender.send(mixed)
+        group.settled()
+        rows = {(row["topic"], row["partition"], row["offset"]): row for row in listed(group)}
+        assert len(rows) == sum(isinstance(sent, Bad) for sent in mixed) > 500
+        before = group.http.get(f"/api/journeys/{JOURNEY['id']}/results").json()["stages"][0]["converted"]
+        mends = [{"id": row["id"], "value": whole[row["value"].encode()].decode()} for row in rows.values()]
+        for start in range(0, len(mends), 300):
+            for _ in range(2):
+                answer = group.http.post("/api/rejected/resend", json={"records": mends[start : start + 300]}, timeout=60)
+                assert (answer.status_code, answer.json()["refused"]) == (202, []), answer.text[:500]
+            if not start:
+                group.kill()
+                group.start()
+        report = group.verify()
+        assert report.rejected == len(rows), "nothing was rejected a second time"
+        assert group.http.get(f"/api/journeys/{JOURNEY['id']}/results").json()["stages"][0]["converted"] != before
+        sent = [one for one in group.read("activities") if one.headers()]
+        assert {tuple(one.headers()) for one in sent} == {(("trace", None), ("trace", b"\xff"))}, "without those of the rejection"

@@ -79,7 +79,7 @@ def test_all_commands_of_the_contract_are_there() -> None:
     assert {
         "demo", "up", "worker", "console", "recalculator", "recalculate", "recalculations", "topics", "check", "config",
         "journey apply", "journey list", "journey show", "journey results", "journey delete", "journey contacts",
-        "contact show", "contact erase", "send", "rejected list",
+        "contact show", "contact erase", "send", "rejected list", "rejected resend",
     } <= there  # fmt: skip
 
 

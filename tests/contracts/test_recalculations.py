@@ -109,7 +109,7 @@ def test_what_there_is_not(waypost: Waypost, name: str) -> None:
     for method, path in (("GET", "nothing"), ("POST", "nothing/cancel")):
         answer = waypost.http.request(method, f"/api/recalculations/{path}")
         assert (answer.status_code, error_of(answer)["code"]) == (404, "unknown_recalculation")
-    assert error_of(waypost.http.get("/api/recalculations", params={"cursor": "nothing"}))["code"] == "bad_cursor"
+    assert error_of(waypost.http.get("/api/recalculations", params={"cursor": "nothing"}))["code"] == "unknown_cursor"
     put(waypost, journey(name, "x"))
     waypost.settled(name)
     id_ = waypost.http.post("/api/recalculations", json={"journeys": [name]}).json()["id"]
