@@ -77,7 +77,8 @@ class Membership:
             self.mine = set(range(settings.partitions))
             return
         topic = settings.topic_prefix + "activities"
-        self._consumer = Consumer(_client(settings) | {
+        fixed = {} if settings.group_instance_id is None else {"group.instance.id": settings.group_instance_id}
+        self._consumer = Consumer(_client(settings) | fixed | {
             "group.id": settings.group + "-recalculator", "enable.auto.commit": False, "partition.assignment.strategy": "range",
             "session.timeout.ms": int(settings.session_timeout_seconds * 1000), "heartbeat.interval.ms": int(settings.heartbeat_seconds * 1000),
         })  # fmt: skip

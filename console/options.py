@@ -32,7 +32,8 @@ CONSOLE = (
     "recalculation_time_zone", *LOGS,
 )  # fmt: skip
 RECALCULATOR = (
-    *BROKER, "partitions", "group", "session_timeout_seconds", "heartbeat_seconds", "max_future_hours", "recalculation_events_per_second", *LOGS,
+    *BROKER, "partitions", "group", "group_instance_id", "session_timeout_seconds", "heartbeat_seconds", "max_future_hours",
+    "recalculation_events_per_second", *LOGS,
 )  # fmt: skip
 UP = tuple(name for name in dict.fromkeys((*TOPICS, *CONSOLE, *WORKER, *RECALCULATOR)) if name != "workers")
 

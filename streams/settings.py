@@ -94,8 +94,8 @@ class Settings(BaseModel):
     # --- workers
     group: str = Field("waypost-workers", min_length=1, max_length=200, pattern=r"^[a-zA-Z0-9._-]+$",
                        description="Consumer group of the workers. Workers of one group share the partitions.")
-    group_instance_id: str | None = Field(None, max_length=200, description="Fixed name of this worker in the group, so that a quick "
-                                          "restart gets its partitions back without a rebalance. Different for each worker.")
+    group_instance_id: str | None = Field(None, max_length=200, description="Fixed name of this worker or recalculator in its group, so that a "
+                                          "quick restart gets its partitions back without a rebalance. Different for each process.")
     session_timeout_seconds: float = Field(8.0, ge=1, le=1800, description="A worker that is silent for so long loses its partitions.")
     heartbeat_seconds: float = Field(2.0, ge=0.1, le=600, description="How often a worker tells the group that it lives.")
     standby_replicas: int = Field(0, ge=0, le=10, description="How many other workers keep a warm copy of each partition.")

@@ -20,7 +20,7 @@ from state.ledger import Ledger, Memory, prefix_end
 from tests.support.group import NESTED, WORDS, Group
 
 SHOP = shop()
-ACTIVITIES = [(json.loads(line)["contact_id"], line) for line in SHOP.activities]
+ACTIVITIES = [(json.loads(line)["contact_id"], line) for line in SHOP.activities[::2]]
 MERGES = [(json.loads(line)["from"], line) for line in SHOP.merges]
 CONTACTS = [(json.loads(line)["contact_id"], line) for line in SHOP.contacts]
 OVER = ("live", "cancelled", "failed")
@@ -60,8 +60,9 @@ def told(kafka: str, prefix: str, tmp_path: Path) -> Any:
 
 
 def test_jobs_and_workers_are_killed_while_it_fills_and_switches(told: Group) -> None:
-    """The job 10 times, the worker 5 times, one of them while partitions switch; what is visible stays as it was all the time."""
+    """One of two jobs 10 times, the worker 5 times, one of them while partitions switch; what is visible stays as it was all the time."""
     told.verify()
+    told.recalculate("b")
     shown = converted(told)
     rng = random.Random(4)
     killed = {"job": 0, "worker": 0, "switching": 0}
@@ -78,7 +79,7 @@ def test_jobs_and_workers_are_killed_while_it_fills_and_switches(told: Group) ->
         told.until(lambda: told._health()["lag"] == 0, 60, "for the worker to be back")
 
     for plan in ([kill_job] * 4 + [kill_worker], [kill_job] * 3 + [kill_worker] * 2, [kill_job] * 3):
-        id_ = begun(told, events_per_second=2500)
+        id_ = begun(told, events_per_second=3000)
         rng.shuffle(plan)
         for kill in plan:
             told.until(lambda i=id_: state(told, i) != "planned", 30, "for it to begin")
@@ -145,18 +146,6 @@ def damage(path: Path, seed: int) -> int:
     finally:
         ledger.close()
     return changed
-
-
-def test_two_jobs_share_the_log_and_one_goes_on_for_the_other(told: Group) -> None:
-    told.verify()
-    told.recalculate("b")
-    id_ = begun(told, events_per_second=3000)
-    told.until(lambda: state(told, id_) == "filling", 30, "for it to begin")
-    time.sleep(1.5)
-    told.jobs["a"].kill()
-    one = ended(told, id_)
-    assert (one["state"], one["changed"]) == ("live", 0)
-    told.verify()
 
 
 def test_an_edit_and_a_cancel_while_it_goes_on(told: Group) -> None:

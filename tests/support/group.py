@@ -82,7 +82,8 @@ class Group:
     def recalculate(self, name: str = "a") -> GuardedProcess:
         """Starts a recalculation job, which other tests than those of recalculation need only for a moment: when journeys are applied."""
         argv = [sys.executable, "-m", "console", "recalculator"]
-        self.jobs[name] = GuardedProcess(argv, log=self.directory / f"recalculator-{name}.log", env=self._environ())
+        environ = self._environ(WAYPOST_GROUP_INSTANCE_ID=f"job-{name}")
+        self.jobs[name] = GuardedProcess(argv, log=self.directory / f"recalculator-{name}.log", env=environ)
         return self.jobs[name]
 
     def open_console(self) -> None:
