@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from prometheus_client import generate_latest
@@ -25,6 +24,7 @@ from .kafka import now_ms
 from .measure import Measured
 from .openapi import describe, errors, request_body
 from .results import MAX_LIMIT
+from .written import from_json
 
 JourneyId = Annotated[str, Path(description="1 to 64 of a-z, 0-9 and -", json_schema_extra={"pattern": "^[a-z0-9-]{1,64}$"})]
 ContactId = Annotated[str, Path(min_length=1, max_length=MAX_ID)]
@@ -141,12 +141,7 @@ def _journeys(app: FastAPI, backend: Backend) -> None:
 
 def _journey(id_: str, body: bytes, scheduled: bool) -> Journey:
     """The journey that *body* says; *scheduled*: its flag, where the body has none. Raises `ApiError`, `Refused`."""
-    try:
-        data = msgspec.json.decode(body)
-    except RecursionError:
-        raise ApiError(422, "too_deep", "objects and lists are nested too deep; flatten them") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(422, "not_json", f"the body is not JSON ({error}); send one journey as JSON in UTF-8") from None
+    data = from_json(body)
     if isinstance(data, dict):
         given = data.setdefault("id", id_)
         if isinstance(given, str) and given != id_:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ import click
 import yaml
 from rich.text import Text
 
-from schemas.errors import shown
+from schemas.errors import Refused, shown
 from schemas.journey import JourneyRefused, journey_json, parse_journey
 
 from . import figures
 from .client import ApiFailed, Client, segment, with_api
 from .options import Commands, Failed, Misused, err, json_flag, out, print_json, table
+from .written import from_text
 
 
 @click.group(cls=Commands)
@@ -33,7 +33,7 @@ def apply(files: tuple[str, ...], api: Client, as_json: bool) -> None:
 
     A file holds one journey, or a list of them. All files are checked before anything is sent.
     """
-    journeys = [(name, one) for name in files for one in _read(name)]
+    journeys = [found for name in dict.fromkeys(files) for found in _read(name)]
     answers, failed = [], 0
     for name, one in _checked(journeys):
         try:
@@ -62,34 +62,33 @@ def _version(api: Client, id_: str) -> int | None:
         raise
 
 
-def _read(name: str) -> list[Any]:
-    """The journeys that a file holds. YAML reads JSON too, but not all of it: tabs, and some escapes."""
+def _read(name: str) -> list[tuple[str, Any]]:
+    """`(where it stands, journey)` of the journeys that a file holds."""
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise Misused(f"{name} cannot be read: {error}") from None
     try:
-        found = json.loads(text)
-    except RecursionError:
-        raise Failed(f"{name}: nested too deep to be a journey") from None
-    except ValueError as error:
-        if text.lstrip()[:1] in ("{", "[") and name.endswith(".json"):
-            raise Failed(f"{name}: not JSON: {error}") from None
-        try:
-            found = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError) as wrong:
-            raise Failed(f"{name}: neither JSON nor YAML: {wrong}") from None
-    return found if isinstance(found, list) else [found]
+        found = from_text(text, name)
+    except Refused as refused:
+        raise Failed(f"{name}: {refused.message}") from None
+    return [(name if len(found) == 1 else f"{name}, journey {number}", one) for number, one in enumerate(found, 1)]
 
 
 def _checked(journeys: list[tuple[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """The journeys as the API takes them. Raises `Failed` with every mistake in every one."""
     good, mistakes = [], []
+    places: dict[str, str] = {}
     for name, one in journeys:
         try:
-            good.append((name, _given(one, journey_json(parse_journey(one)))))
+            said = _given(one, journey_json(parse_journey(one)))
         except JourneyRefused as refused:
             mistakes += [f"{name}: {error.message}" for error in refused.errors]
+            continue
+        before = places.setdefault(said["id"], name)
+        if before != name:
+            mistakes.append(f'{name}: journey: id "{said["id"]}" is that of the journey in {before} too; give each its own')
+        good.append((name, said))
     if mistakes:
         raise Failed("nothing was applied:\n" + "\n".join(mistakes))
     return good

@@ -10,6 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from console import api, cli_journeys
+from console.options import Failed
+from console.written import from_json, from_text
 from schemas import journey as journeys
 from schemas.errors import Refused
 from schemas.journey import JourneyRefused, body_digest, journey_json, parse_journey
@@ -272,6 +275,87 @@ def test_every_mistake_has_its_sentence(number):
     assert (refused.value.code, refused.value.path) == (code, path)
     if not said_oddly(said):
         assert SCHEMA.is_valid(said) == (not shape)
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_every_mistake_is_told_alike_by_a_put_and_by_an_apply(number):
+    _, said, code, path, sentence = MISTAKES[number]
+    if said_oddly(said):
+        return  # see above: no file and no body can say it
+    if not isinstance(said, list):  # a file may hold a list of journeys
+        with pytest.raises(Failed) as failed:
+            cli_journeys._checked([("loan.yaml", one) for one in from_text(yaml.safe_dump(said, allow_unicode=True, sort_keys=False), "loan.yaml")])
+        assert failed.value.message.startswith(f"nothing was applied:\nloan.yaml: {sentence}")
+    asked = said["id"] if isinstance(said, dict) and isinstance(said.get("id"), str) else "small-business-loan"
+    body = json.dumps(said, ensure_ascii=False).encode()
+    if the_api_allows(said, path):
+        api._journey(asked, body, scheduled=False)
+        return
+    with pytest.raises(JourneyRefused) as refused:
+        api._journey(asked, body, scheduled=False)
+    assert (refused.value.code, refused.value.path) == (code, path)
+    assert refused.value.errors[0].message.startswith(sentence)
+
+
+def the_api_allows(said, path):
+    """The address says the id, the API's own fields are ignored, and to JSON 75.0 is 75."""
+    if path in ("version", "saved_at") or (path == "id" and "id" not in said):
+        return True
+    found = re.fullmatch(r"stages\[(\d)\]\.kpi", path or "")
+    kpi = said["stages"][int(found[1])]["kpi"] if found else None
+    return isinstance(kpi, float) and kpi.is_integer() and kpi > 0
+
+
+TWICE = {
+    "two conditions": ('{"id": "x", "stages": [{"condition": {"any": [1], "any": [2]}}]}', '"any" is there twice'),
+    "two ids": ('{"id": "x", "id": "y"}', '"id" is there twice'),
+    "escaped": ('{"id": "x", "\\u0069d": "y"}', '"id" is there twice'),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_what_is_given_twice_is_told_and_not_lost(name):
+    text, sentence = TWICE[name]
+    for read in (lambda: from_json(text.encode()), lambda: from_text(text, "x.json"), lambda: from_text(text, "x.yaml")):
+        with pytest.raises(Refused) as refused:
+            read()
+        assert refused.value.code == "given_twice"
+        assert refused.value.message.startswith(sentence)
+        assert "take one away" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id: x\nname: a\nname: b\n", ['"name" is there twice', "line 3", "take one away"]),
+        ("stages:\n- condition:\n    any: [1]\n    all: [2]\n    any: [3]\n", ['"any" is there twice', "line 5"]),
+        ("id: x\n  name: y\n", ["neither JSON nor YAML", "line 2"]),
+        ("id: x\n---\nid: y\n", ["expected a single document"]),
+        ("name: 2026-13-45\n", ["put texts in quotes"]),
+        ("a: &a [*a]\n[", ["neither JSON nor YAML"]),
+        ("- !!python/object/apply:os.system [true]", ["could not determine a constructor"]),
+    ],
+)
+def test_a_file_that_is_no_yaml_names_the_line(text, words):
+    with pytest.raises(Refused) as refused:
+        from_text(text, "loan.yaml")
+    assert all(word in refused.value.message for word in words), refused.value.message
+
+
+def test_two_journeys_of_one_id_are_a_mistake_and_the_place_of_each_is_named():
+    found = [("a.yaml, journey 1", EXAMPLE), ("a.yaml, journey 2", with_("id", "other")), ("b.json", EXAMPLE)]
+    with pytest.raises(Failed) as failed:
+        cli_journeys._checked(found)
+    assert failed.value.message == (
+        'nothing was applied:\nb.json: journey: id "small-business-loan" is that of the journey in a.yaml, journey 1 too; give each its own'
+    )
+
+
+def test_a_file_with_several_journeys_names_the_one_with_the_mistake(tmp_path):
+    file = tmp_path / "all.yaml"
+    file.write_text("\ufeff" + yaml.safe_dump([EXAMPLE, with_("name", "")]), encoding="utf-8")
+    with pytest.raises(Failed, match=r"all\.yaml, journey 2: journey: name is empty"):
+        cli_journeys._checked(cli_journeys._read(str(file)))
 
 
 def said_oddly(said):
