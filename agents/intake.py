@@ -82,6 +82,10 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     outcome("hit").inc(n_hits)
     outcome("rejected").inc(len(refused))
     outcome("no_hit").inc(len(records) - n_hits - len(refused))
+    if matcher.faults:
+        for rule, count in matcher.faults.items():
+            metrics.RULE_FAULTS.labels(rule).inc(count)
+        matcher.faults.clear()
     return Taken(hits, ids, [], refused)
 
 

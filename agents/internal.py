@@ -22,14 +22,15 @@ from prometheus_client import generate_latest
 from streams.partitioner import partition_of
 
 from . import metrics, questions
-from .partition import Partition
+from .partition import SOURCES, Partition
 from .partitions import Partitions
 
 MAX_ROWS = 1000
 
 
-def application(partitions: Partitions, ready: Callable[[], bool]) -> web.Application:
-    """The aiohttp application; *ready* says whether every partition of this worker is live."""
+def application(partitions: Partitions, ready: Callable[[], bool], behind: Callable[[str, int], int]) -> web.Application:
+    """The aiohttp application; *ready* says whether every partition of this worker is live, *behind* how many records of a topic's partition are not
+    done."""
 
     def each(answer: Callable[[Partition], dict[str, Any]]) -> web.Response:
         found = {
@@ -72,8 +73,12 @@ def application(partitions: Partitions, ready: Callable[[], bool]) -> web.Applic
         return _json({"ready": True}) if ready() else _json({"ready": False}, 503)
 
     async def get_metrics(_: web.Request) -> web.Response:
+        metrics.LEDGER_BYTES.clear()  # what this worker has no more is told by whoever has it now
+        metrics.SOURCE_LAG.clear()
         for number, partition in partitions.active().items():
             metrics.LEDGER_BYTES.labels(str(number)).set(partition.ledger.size_bytes())
+            for source in SOURCES:
+                metrics.SOURCE_LAG.labels(source, str(number)).set(behind(partitions.context.topics[source], number))
         return web.Response(
             body=generate_latest(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )

@@ -28,10 +28,20 @@ FOREIGN_RECORDS = Counter(
     "waypost_foreign_changelog_records_total", "Changelog records of another writer found and answered."
 )
 LEDGER_BYTES = Gauge("waypost_ledger_bytes", "Bytes on disk of the RocksDB of a partition.", ["partition"])
+SOURCE_LAG = Gauge(
+    "waypost_source_lag_records",
+    "Records of a source topic that a live partition has not done yet, by topic without its prefix. Summed over workers it is the lag.",
+    ["topic", "partition"],
+)
+RULE_FAULTS = Counter(
+    "waypost_rule_faults_total",
+    "Activities on which the own code of a rule type failed, by rule; such an activity does not meet the rule.",
+    ["rule"],
+)
 
 CATALOGUE = (
     ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
-    FOREIGN_RECORDS, LEDGER_BYTES,
+    FOREIGN_RECORDS, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
 )  # fmt: skip
 
 CONSOLE = CollectorRegistry()

@@ -117,7 +117,7 @@ async def run_worker(
     )  # fmt: skip
     refusals = Refusals(partitions, catalog, kafka, lambda: app.serving)
     app.partitions = partitions
-    server = web.AppRunner(internal.application(partitions, lambda: app.serving), access_log=None)
+    server = web.AppRunner(internal.application(partitions, lambda: app.serving, app.behind), access_log=None)
     await server.setup()
     await web.SockSite(server, listener).start()
     try:

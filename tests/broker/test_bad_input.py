@@ -193,6 +193,8 @@ def test_every_bad_one_is_rejected_as_it_came_and_every_good_one_counted(kafka: 
         assert "cannot go on" not in (tmp_path / "worker-a.log").read_text(errors="replace")
         metrics = httpx.get(f"http://127.0.0.1:{group.ports['a']}/metrics").text
         assert re.search(rf'waypost_rejected_total\{{code="not_json",topic="{re.escape(prefix)}activities"\}} [1-9]', metrics)
+        for source in ("activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence"):
+            assert f'waypost_source_lag_records{{partition="0",topic="{source}"}} 0.0' in metrics
 
 
 def where(record: Any) -> Where:
