@@ -23,6 +23,7 @@ from .handlers import install
 from .kafka import now_ms
 from .measure import Measured
 from .openapi import describe, errors, request_body
+from .pages import routes as page_routes
 from .results import MAX_LIMIT
 from .written import from_json
 
@@ -70,6 +71,7 @@ def build(backend: Backend) -> FastAPI:
     _operations(app, backend)
     api_recalculations.install(app, backend)
     api_rejected.install(app, backend)
+    page_routes.install(app, backend)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
 

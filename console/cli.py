@@ -96,7 +96,7 @@ def recalculator(settings: Settings) -> None:
 @cli.command()
 @settings_flags(*CONSOLE, also={"--port": "console_port"})
 def console(settings: Settings) -> None:
-    """The HTTP API, alone. Stateless: run as many as you like."""
+    """The HTTP API and the pages, alone. Stateless: run as many as you like."""
     connectable(settings)
     from .server import run
     from .topics import require
