@@ -18,6 +18,7 @@ from schemas import codec, recalculation
 from schemas.errors import Refused
 from schemas.journey import Journey
 from state.recalculation import Reports, Table
+from streams import batches
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class CatalogReader:
         moved: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
+        batches.install()
         self.catalog = Catalog()
         self._tps = {TopicPartition(topics[short], 0): short for short in (JOURNEYS, RECALCULATIONS, REPORTS)}
         self._consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **kafka)

@@ -11,6 +11,7 @@ from agents import metrics
 from schemas.errors import Refused
 from schemas.journey import Journey, parse_journey
 from schemas.times import format_ms
+from streams import batches
 from streams.reader import broker_kind
 from streams.settings import Settings, aiokafka_kwargs
 
@@ -34,6 +35,7 @@ class Backend:
     """Everything behind the API. `start()` connects; raises KafkaError, ReaderError or SettingsError when it cannot."""
 
     def __init__(self, settings: Settings) -> None:
+        batches.install()
         self.settings = settings
         self.broker_kind = "kafka"
         self.topics = {short: settings.topic_prefix + short for short in (*results.SOURCES, "journeys", "recalculations", "rejected")}

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
@@ -21,7 +23,7 @@ from console.shop import JOURNEY, shop
 from schemas.times import parse_ms
 from streams.partitioner import partition_of
 from streams.settings import librdkafka_config
-from tests.support.corpus import BAD, GOOD, Bad, Sent
+from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Sent
 from tests.support.group import Group
 
 SEED = 7
@@ -256,3 +258,44 @@ def test_what_was_rejected_is_mended_sent_again_and_counted(kafka: str, prefix: 
         assert group.http.get(f"/api/journeys/{JOURNEY['id']}/results").json()["stages"][0]["converted"] != before
         sent = [one for one in group.read("activities") if one.headers()]
         assert {tuple(one.headers()) for one in sent} == {(("trace", None), ("trace", b"\xff"))}, "without those of the rejection"
+
+
+class Name(str):
+    """The name of a header that goes out as other bytes than UTF-8, as no client of Kafka's own would send it."""
+
+    def encode(self, *_: Any) -> bytes:
+        return b"\xff\xfe"
+
+
+async def send_oddly_named(group: Group, records: list[Sent]) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=group.settings.bootstrap)
+    await producer.start()
+    try:
+        for sent in records:
+            batch = producer.create_batch()
+            batch._builder = _DefaultRecordBatchBuilderPy(
+                magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1, batch_size=1 << 20
+            )
+            batch.append(key=sent.key, value=sent.value, timestamp=AT_MS, headers=[(Name("?"), b"1"), ("trace", b"2")])
+            await (await producer.send_batch(batch, group.settings.topic_prefix + sent.topic, partition=0))
+    finally:
+        await producer.stop()
+
+
+@pytest.mark.kafka
+async def test_a_header_whose_name_is_not_utf8_stops_neither_worker_nor_console(kafka: str, prefix: str, tmp_path: Path) -> None:
+    visit = {"id": "a", "contact_id": "odd", "type": "pagevisit", "page": "/", "at": AT_MS}
+    with Group(kafka, prefix, tmp_path, session_timeout_seconds=6) as group:
+        worker = group.start()
+        group.open_console()
+        group.apply(STRANGE)
+        bad = [Sent("", topic, b"k", b"?") for topic in ("activities", "contact-merges", "contacts", "journeys", "handoffs")]
+        await send_oddly_named(group, [Sent("", "activities", b"odd", json.dumps(visit).encode()), *bad])
+        group.send("activities", [("even", json.dumps({**visit, "id": "b", "contact_id": "even"}).encode())])
+        group.apply({**JOURNEY, "name": "behind it"})
+        group.until(lambda: len(group.read("rejected")) == len(bad), 30, "for the bad ones on the rejected topic")
+        group.verify()
+        assert counted(group, "strange") == {"odd", "even"}
+        for one in group.read("rejected"):
+            assert one.headers()[:2] == [("\\xff\\xfe", b"1"), ("trace", b"2")]
+        assert worker.alive
