@@ -187,6 +187,9 @@ def decode_schedule(value: bytes) -> Schedule:
         raise Refused("bad_schedule", f"not a schedule: {error!r}") from None
 
 
+_WHOLE = {WORKER: ("recording_from", "log_begin", "joined", "handed", "changed"), JOB: ("begin", "read", "at_ms"), VIEWS: ()}
+
+
 def report_key(what: str, who: str, partition: int) -> bytes:
     """The key of a report: of a recalculation `id/worker/3` or `id/job/3`, of a journey `id/views/3`."""
     return f"{what}/{who}/{partition}".encode()
@@ -208,8 +211,10 @@ def decode_report(key: bytes | None, value: bytes | None) -> tuple[str, str, int
         if value is None:
             return id_, who, partition, None
         said = json.loads(value)
+        if any(type(said[name]) is not int for name in _WHOLE[who]) or not isinstance(said.get("error", ""), str | None):
+            raise ValueError("an offset that is no whole number")
         if who == WORKER:
-            return id_, who, partition, WorkerReport(**said)
+            return id_, who, partition, WorkerReport(**{**said, "scanned": float(said["scanned"]), "shown": said["shown"] is True})
         if who == VIEWS:
             return id_, who, partition, ViewsReport(tuple(sorted((int(v), int(g)) for v, g in said["views"])))
         said["written"] = {int(p): int(offset) for p, offset in said["written"].items()}
