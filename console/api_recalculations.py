@@ -24,7 +24,7 @@ from .results import MAX_LIMIT
 
 RecalculationId = Annotated[str, Path(min_length=1, max_length=100)]
 MAX_JOURNEYS = 10_000
-MAX_RATE = 10**12
+MIN_RATE, MAX_RATE = 1, 10**12  # slower than one a second is a recalculation that never ends, and those behind it wait
 FIELDS = ("journeys", "events_per_second")
 BODY = {
     "type": "object",
@@ -40,7 +40,7 @@ BODY = {
         },
         "events_per_second": {
             "description": "activities a second to read at most; null for as fast as the living allows",
-            "anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": MAX_RATE}, {"type": "null"}],
+            "anyOf": [{"type": "number", "minimum": MIN_RATE, "maximum": MAX_RATE}, {"type": "null"}],
         },
     },
 }
@@ -125,7 +125,7 @@ def _read(body: bytes) -> tuple[list[str] | None, float | None]:
     journeys, rate = said.get("journeys"), said.get("events_per_second")
     if journeys != "all" and not (isinstance(journeys, list) and 0 < len(journeys) <= MAX_JOURNEYS and all(isinstance(j, str) for j in journeys)):
         raise ApiError(422, "bad_journeys", f'journeys: {shown(journeys)} is neither a list of journey ids nor "all"; give one of them', "journeys")
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= MAX_RATE):
-        what = f"events_per_second: {shown(rate)} is not a number above 0 and up to {MAX_RATE:,}"
+    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not MIN_RATE <= rate <= MAX_RATE):
+        what = f"events_per_second: {shown(rate)} is not a number from {MIN_RATE} to {MAX_RATE:,}"
         raise ApiError(422, "bad_rate", f"{what}; give one, or null", "events_per_second")
     return (None if journeys == "all" else journeys), (None if rate is None else float(rate))

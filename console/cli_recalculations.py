@@ -19,7 +19,7 @@ OVER = ("live", "cancelled", "failed")
 @click.command()
 @click.argument("ids", nargs=-1, metavar="[ID…]")
 @click.option("--all", "all_", is_flag=True, help="All journeys.")
-@click.option("--events-per-second", metavar="N", type=click.FloatRange(min=0, min_open=True), help="Read at most so many activities a second.")
+@click.option("--events-per-second", metavar="N", type=click.FloatRange(min=1), help="Read at most so many activities a second.")
 @click.option("--no-wait", is_flag=True, help="Start it and end; `waypost recalculations` tells how it goes.")
 @json_flag
 @with_api

@@ -108,7 +108,8 @@ def _list_offsets(admin: AdminClient, settings: Settings, partitions: list[Parti
     return {}
 
 
-_MOVING = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART)
+_MOVING = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.UNKNOWN_TOPIC_OR_PART,
+           KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH)  # a leader that was just elected and does not know of it yet
 
 
 def _ends_by_fetching(settings: Settings, listed: Mapping[Partition, int]) -> dict[Partition, int]:

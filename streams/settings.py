@@ -122,7 +122,7 @@ class Settings(BaseModel):
                                         "recalculated: a cron expression, `0 2 * * *` for every night at two. Empty: never by itself.")
     recalculation_time_zone: str = Field("UTC", max_length=100, description="Time zone in which `recalculation_schedule` is read, such as "
                                          "Europe/Berlin.")
-    recalculation_events_per_second: float | None = Field(None, gt=0, description="Activities a second that recalculations read at most, "
+    recalculation_events_per_second: float | None = Field(None, ge=1, description="Activities a second that recalculations read at most, "
                                                           "unless one says otherwise. Empty: as fast as the living allows.")
     evidence_retention_days: float = Field(7.0, ge=0, description="How long evidence of rules that no journey needs any more is kept, so that "
                                            "undoing an edit is quick.")

@@ -74,7 +74,7 @@ def test_cancelling_leaves_the_living_untouched(waypost: Waypost, name: str) -> 
     put(waypost, journey(name, "x"))
     send(waypost, "activities", visit(name, "a", "x", "10:00:00"))
     before = waypost.settled(name)
-    id_ = waypost.http.post("/api/recalculations", json={"journeys": [name], "events_per_second": 0.5}).json()["id"]
+    id_ = waypost.http.post("/api/recalculations", json={"journeys": [name], "events_per_second": 1}).json()["id"]
     waypost.until(lambda: waypost.http.get(f"/api/recalculations/{id_}").json()["state"] == "filling", 10, "for it to read")
     during = waypost.http.get(f"/api/journeys/{name}/results").json()
     assert (during["status"], during["stages"]) == ("calculating", before["stages"])
@@ -96,6 +96,7 @@ def test_cancelling_leaves_the_living_untouched(waypost: Waypost, name: str) -> 
         ([], 422, "wrong_type"),
         ({"journeys": "all", "speed": 1}, 422, "unknown_field"),
         ({"journeys": "all", "events_per_second": 0}, 422, "bad_rate"),
+        ({"journeys": "all", "events_per_second": 0.999}, 422, "bad_rate"),
         ({"journeys": "all", "events_per_second": "many"}, 422, "bad_rate"),
         ({"journeys": "all", "events_per_second": True}, 422, "bad_rate"),
     ],
@@ -153,7 +154,7 @@ def test_ctrl_c_leaves_it_running_and_says_so(waypost: Waypost, name: str) -> No
     put(waypost, journey(name, "x"))
     send(waypost, "activities", visit(name, "a", "x", "10:00:00"))
     waypost.settled(name)
-    argv = [sys.executable, "-m", "console", "recalculate", name, "--events-per-second", "0.5", "--api", waypost.url]
+    argv = [sys.executable, "-m", "console", "recalculate", name, "--events-per-second", "1", "--api", waypost.url]
     command = subprocess.Popen(argv, env={**waypost.environ, "PYTHONPATH": str(ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     mine: list[dict[str, Any]] = []
 
