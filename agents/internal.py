@@ -2,9 +2,10 @@
 
 | call | answer |
 |---|---|
-| `GET /internal/partitions` | state and positions of each partition here |
+| `GET /internal/partitions` | state and positions of each partition here, and what the process counted |
 | `GET /internal/journeys?journey=` | version and generation that can be read of every journey, or one, in each active partition |
 | `GET /internal/results?journey=&version=&generation=&group=` | versions, and the body and cells of one of them, of each active partition |
+| `GET /internal/groups?journey=&version=&generation=` | versions, and how many of each group reached each stage |
 | `GET /internal/list?journey=&version=&generation=&stage=&who=&group=&limit=&after=` | a page of persons of each active partition |
 | `GET /internal/contact?id=` | one contact, if its partition is here |
 | `GET /healthz`, `/readyz`, `/metrics` | for orchestrators and Prometheus |
@@ -32,6 +33,8 @@ def application(partitions: Partitions, ready: Callable[[], bool], behind: Calla
     """The aiohttp application; *ready* says whether every partition of this worker is live, *behind* how many records of a topic's partition are not
     done."""
 
+    started_ms = partitions.context.now_ms()
+
     def each(answer: Callable[[Partition], dict[str, Any]]) -> web.Response:
         found = {
             str(number): {**answer(partition), "positions": partitions.positions(number)}
@@ -40,7 +43,15 @@ def application(partitions: Partitions, ready: Callable[[], bool], behind: Calla
         return _json({"as_of_ms": partitions.context.now_ms(), "partitions": found})
 
     async def get_partitions(_: web.Request) -> web.Response:
-        return _json({"as_of_ms": partitions.context.now_ms(), "partitions": partitions.states()})
+        process = {
+            "started_ms": started_ms,
+            "activities": metrics.total(metrics.ACTIVITIES),
+            "stage_changes": metrics.total(metrics.STAGE_CHANGES),
+            "rejected": metrics.total(metrics.REJECTED),
+            "visible": metrics.buckets(metrics.VISIBLE_SECONDS),
+            "disk_bytes": sum(partition.ledger.size_bytes() for partition in partitions.active().values()),
+        }
+        return _json({"as_of_ms": partitions.context.now_ms(), "partitions": partitions.states(), "process": process})
 
     async def get_journeys(request: web.Request) -> web.Response:
         return each(lambda p: questions.journeys(p, request.query.get("journey")))
@@ -49,6 +60,11 @@ def application(partitions: Partitions, ready: Callable[[], bool], behind: Calla
         q = request.query
         version, generation = _integer(q, "version", None), _integer(q, "generation", None)
         return each(lambda p: questions.results(p, q["journey"], version, generation, q.get("group")))
+
+    async def get_groups(request: web.Request) -> web.Response:
+        q = request.query
+        version, generation = _integer(q, "version", None), _integer(q, "generation", None)
+        return each(lambda p: questions.grouped(p, q["journey"], version, generation))
 
     async def get_list(request: web.Request) -> web.Response:
         q = request.query
@@ -89,6 +105,7 @@ def application(partitions: Partitions, ready: Callable[[], bool], behind: Calla
             web.get("/internal/partitions", get_partitions),
             web.get("/internal/journeys", get_journeys),
             web.get("/internal/results", get_results),
+            web.get("/internal/groups", get_groups),
             web.get("/internal/list", get_list),
             web.get("/internal/contact", get_contact),
             web.get("/healthz", get_health),

@@ -21,6 +21,11 @@ STEP_SECONDS = Histogram(
     ["step"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
+VISIBLE_SECONDS = Histogram(
+    "waypost_visible_seconds",
+    "Time from the record time of the oldest activity of a batch until the batch is in the numbers, in seconds.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
 PARTITIONS = Gauge("waypost_partitions", "Partitions of this worker, by state: recovering, live.", ["state"])
 SCAN_CONTACTS = Counter("waypost_scan_contacts_total", "Contacts taken into views by scans.")
 RECOVERED_RECORDS = Counter("waypost_recovered_records_total", "Changelog records joined during recovery.")
@@ -40,9 +45,19 @@ RULE_FAULTS = Counter(
 )
 
 CATALOGUE = (
-    ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
+    ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, VISIBLE_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
     FOREIGN_RECORDS, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
 )  # fmt: skip
+
+def total(counter: Counter) -> float:
+    """The sum of *counter* over its labels."""
+    return sum(sample.value for one in counter.collect() for sample in one.samples if sample.name.endswith("_total"))
+
+
+def buckets(histogram: Histogram) -> dict[str, float]:
+    """Upper bound -> how many were observed up to it, of a histogram without labels."""
+    return {sample.labels["le"]: sample.value for one in histogram.collect() for sample in one.samples if sample.name.endswith("_bucket")}
+
 
 CONSOLE = CollectorRegistry()
 """What the console shows; a registry of its own, so that it does not show a worker's metrics as zeros."""

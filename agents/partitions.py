@@ -109,7 +109,14 @@ class Partitions:
         found = self._open.get(partition)
         if found is not None and found.active:
             source = next(short for short, name in self.context.topics.items() if name == topic)
-            await found.submit(source, records, done)
+            await found.submit(source, records, done if source != "activities" else self._timed(records[0].timestamp, done))
+
+    def _timed(self, at_ms: int, done: Callable[[], None]) -> Callable[[], None]:
+        def timed() -> None:
+            metrics.VISIBLE_SECONDS.observe(max(0, self.context.now_ms() - at_ms) / 1000)
+            done()
+
+        return timed
 
     def changelog_values(self, partition: int, keys: Sequence[bytes]) -> list[tuple[bytes, bytes | None]]:
         """What the changelog was last told of *keys*, for it to hear again."""

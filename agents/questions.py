@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from schemas.journey import journey_json
+from schemas.journey import Condition, journey_json
 from schemas.recalculation import LIVE
+from schemas.rules import Rule, rule_key
 from state import records
-from state.evidence import Evidence, moment_ms
+from state.evidence import HIT_BYTES, Evidence, each, first_at_or_after, moment_ms
 from state.identity import Identity
 from state.progress import BEGINNING, Progress
 from state.views import View, group_key, index_prefix, split_index_key
@@ -19,6 +20,10 @@ from state.views import View, group_key, index_prefix, split_index_key
 from .partition import Partition
 
 CONVERTED, DROPPED_OFF = "converted", "dropped_off"
+MAX_ACTIVITIES = 200  # of a contact, told at a time: the newest
+MAX_EARLY = 5  # hits of a rule that came before they could count
+MAX_MERGES = 100
+MAX_READ_BYTES = 1 << 16  # of a person's merges and profiles, read for a list
 
 
 def readable(partition: Partition, view: View) -> bool:
@@ -75,6 +80,24 @@ def results(partition: Partition, journey: str, version: int | None, generation:
     }
 
 
+def grouped(partition: Partition, journey: str, version: int | None, generation: int | None) -> dict[str, Any]:
+    """As `results`, with how many reached each stage, `[reached, …]`, by group; all contacts are the group ""."""
+    view = view_of(partition, journey, version, generation)
+    groups = {} if view is None else partition.totals.get(view.id, {})
+    stages = 0 if view is None else len(view.journey.stages)
+    return {
+        "versions": versions(partition, journey),
+        "version": None if view is None else view.journey.version,
+        "generation": None if view is None else view.source.generation,
+        "journey": None if view is None else journey_json(view.journey),
+        "groups": {
+            group: reached
+            for group, cells in groups.items()
+            if any(reached := [cells.get(("r", k, 0), 0) for k in range(1, stages + 1)])
+        },
+    }
+
+
 def listed(
     partition: Partition,
     journey: str,
@@ -116,12 +139,14 @@ def listed(
             at_stage, moment, name, holder = split_index_key(key)
             evidence, identity = _holder(partition, holder)
             groups = () if identity is None else identity[1]
+            called = None if identity is None else _called(partition, holder)
             if at_stage != stage:
                 moment = view.project(evidence.hits)[stage - 1].at
             rows.append(
                 {
                     "key": key[head:].hex(),
                     "contact_id": name,
+                    "name": called,
                     "reached_at_ms": moment_ms(moment),
                     "groups": list(groups),
                 }
@@ -139,6 +164,17 @@ def _holder(partition: Partition, contact: str) -> tuple[Evidence, tuple[str, tu
     if head[2] is not None:
         evidence.forget(head[2])
     return evidence, head
+
+
+def _called(partition: Partition, contact: str) -> str | None:
+    """The name in the profile of the person that *contact* holds, if there is one."""
+    record = partition.ledger.get(records.IDENTITY + contact.encode())
+    if record is None or len(record) > MAX_READ_BYTES:
+        return None
+    identity = records.decode_identity(contact, record)
+    profile = identity.profiles.get(identity.name)
+    name = None if profile is None else json.loads(profile.attributes).get("name")
+    return name if isinstance(name, str) and name else None
 
 
 def contact(partition: Partition, id_: str) -> dict[str, Any]:
@@ -166,11 +202,33 @@ def contact(partition: Partition, id_: str) -> dict[str, Any]:
         "holder": id_,
         "survivor": identity.name,
         "aliases": sorted(identity.members - {identity.name}),
+        "merges": [
+            {"from": m.from_, "into": m.into, "at_ms": m.at_ms, "merge": m.h.hex()} for m in sorted(identity.merges)[-MAX_MERGES:]
+        ],
         "profile": None if profile is None else {"attributes": json.loads(profile.attributes), "at_ms": profile.at_ms},
         "groups": list(identity.groups),
         "erased_at_ms": identity.erased_at_ms,
         "journeys": [_standing(view, evidence) for _, view in sorted(seen.items())],
+        "activities": _activities([view for _, view in sorted(seen.items())], evidence),
     }
+
+
+def _activities(views: list[View], evidence: Evidence) -> list[dict[str, Any]]:
+    """The newest hits, newest first: when, the hash of the activity, the rules met, and `[journey, stage]` of the stages reached by it."""
+    met: dict[bytes, list[str]] = {}
+    counted: dict[bytes, list[tuple[str, int]]] = {}
+    for view in views:
+        for key, rule in view.projection.rules.items():
+            blob = evidence.hits.get(key, b"")
+            for hit in each(blob[-MAX_ACTIVITIES * HIT_BYTES :]):
+                sentences = met.setdefault(hit, [])
+                if (sentence := rule.describe()) not in sentences:
+                    sentences.append(sentence)
+        for k, reached in enumerate(view.project(evidence.hits), 1):
+            for hit in dict.fromkeys(reached.met_by):
+                counted.setdefault(hit, []).append((view.journey.id, k))
+    shown = sorted(met, reverse=True)[:MAX_ACTIVITIES]
+    return [{"at_ms": moment_ms(hit), "activity": hit[8:].hex(), "rules": met[hit], "stages": counted.get(hit, [])} for hit in shown]
 
 
 def _standing(view: View, evidence: Evidence) -> dict[str, Any]:
@@ -193,6 +251,7 @@ def _standing(view: View, evidence: Evidence) -> dict[str, Any]:
             "name": stages[k].name,
             "not_before_ms": moment_ms(progress[-1].at) if progress and progress[-1].at != BEGINNING else None,
             "rules": [rule.describe() for rule in view.projection.missing(evidence.hits)],
+            "condition": _condition(view, k, evidence, progress),
         }
     return {
         "journey": view.journey.id,
@@ -201,6 +260,33 @@ def _standing(view: View, evidence: Evidence) -> dict[str, Any]:
         "stages": rows,
         "missing": missing,
     }
+
+
+def _condition(view: View, k: int, evidence: Evidence, progress: Progress) -> dict[str, Any]:
+    """The condition of the stage with index *k*, not reached yet, as a tree: by each rule the hit that meets it, and the newest that do not count."""
+    after = progress[-1].at if progress else BEGINNING
+    spent = {hit: n for n, reached in enumerate(progress, 1) for hit in reached.met_by}
+    keys = {rule_key(rule): key for key, rule in view.projection.stage_rules[k].items()}
+
+    def told(hit: bytes) -> dict[str, Any]:
+        return {"at_ms": moment_ms(hit), "activity": hit[8:].hex()}
+
+    def tree(member: Condition | Rule) -> dict[str, Any]:
+        if isinstance(member, Condition):
+            return {"op": member.op, "members": [tree(one) for one in member.members]}
+        blob = evidence.hits.get(keys[rule_key(member)], b"")
+        begin = first_at_or_after(blob, after)
+        met = next((hit for hit in each(blob[begin:]) if hit not in spent), None)
+        early = [hit for hit in each(blob[:begin][-MAX_EARLY * HIT_BYTES :]) if hit not in spent]
+        used = [hit for hit in each(blob) if hit in spent]
+        return {
+            "rule": member.describe(),
+            "met_by": None if met is None else told(met),
+            "too_early": [told(hit) for hit in reversed(early)],
+            "used": [{**told(hit), "stage": spent[hit]} for hit in used],
+        }
+
+    return tree(view.journey.stages[k].condition)
 
 
 def _holds(blob: bytes, hit: bytes) -> bool:

@@ -14,7 +14,7 @@ from schemas.journey import ADDED, Journey, journey_json, parse_journey
 from schemas.rules import catalogue_data
 from schemas.wire import MAX_ID
 
-from . import api_recalculations, api_rejected, models
+from . import api_edits, api_recalculations, api_rejected, models
 from .backend import Backend
 from .bodies import read_body
 from .errors import ApiError
@@ -71,6 +71,7 @@ def build(backend: Backend) -> FastAPI:
     _operations(app, backend)
     api_recalculations.install(app, backend)
     api_rejected.install(app, backend)
+    api_edits.install(app, backend, _journey)
     page_routes.install(app, backend)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
@@ -179,6 +180,21 @@ def _results(app: FastAPI, backend: Backend) -> None:
         """The contacts behind a number of the results: those who reached the stage, or those who reached it and not the next."""
         return await backend.listed(journey_id, stage, who, group, limit, cursor)
 
+    @app.get("/api/journeys/{journey_id}/groups", response_model=models.Groups, responses=errors(404, 422, 503))
+    async def get_groups(journey_id: JourneyId) -> Any:
+        """How each group does at each stage, all from one state."""
+        return await backend.groups(journey_id)
+
+    @app.get("/api/journeys/{journey_id}/days", response_model=models.Days, responses=errors(404, 422, 503))
+    async def get_days(journey_id: JourneyId, group: Group = None) -> Any:
+        """How many contacts reached each stage on which day (UTC): the trend."""
+        return await backend.days(journey_id, group)
+
+    @app.get("/api/journeys/{journey_id}/waits", response_model=models.Waits, responses=errors(404, 422, 503))
+    async def get_waits(journey_id: JourneyId, group: Group = None) -> Any:
+        """How long contacts took from the stage before: the time to convert."""
+        return await backend.waits(journey_id, group)
+
     @app.get(
         "/api/journeys/{journey_id}/live",
         response_class=StreamingResponse,
@@ -256,6 +272,11 @@ def _operations(app: FastAPI, backend: Backend) -> None:
     async def health() -> Any:
         """The state of the whole."""
         return await backend.health()
+
+    @app.get("/api/health/history", response_model=models.HealthHistory, responses=errors(422))
+    async def health_history() -> Any:
+        """Lag and rates over the last hour, as this console saw them."""
+        return backend.watch.history()
 
     @app.get("/healthz", response_model=models.Alive, responses=errors(422))
     async def alive() -> Any:

@@ -97,16 +97,21 @@ def install(app: FastAPI, backend: Backend) -> None:
     @app.get("/api/schedule", response_model=models.Schedule, responses=errors(422))
     async def schedule() -> Any:
         """When journeys are recalculated by themselves, by the settings of this console; workers follow theirs."""
-        settings, now = backend.settings, now_ms()
-        runs = [one.planned_at for one in backend.recalculations.table.all() if one.cause == SCHEDULE]
-        cron = settings.recalculation_schedule
-        following = next_run_ms(cron, settings.recalculation_time_zone, now) if cron else None
-        return {
-            "cron": cron or None,
-            "time_zone": settings.recalculation_time_zone,
-            "next_run": None if following is None else format_ms(following),
-            "last_run": format_ms(max(runs)) if runs else None,
-        }
+        return schedule_of(backend)
+
+
+def schedule_of(backend: Backend) -> dict[str, Any]:
+    """The schedule as the API shows it."""
+    settings = backend.settings
+    runs = [one.planned_at for one in backend.recalculations.table.all() if one.cause == SCHEDULE]
+    cron = settings.recalculation_schedule
+    following = next_run_ms(cron, settings.recalculation_time_zone, now_ms()) if cron else None
+    return {
+        "cron": cron or None,
+        "time_zone": settings.recalculation_time_zone,
+        "next_run": None if following is None else format_ms(following),
+        "last_run": format_ms(max(runs)) if runs else None,
+    }
 
 
 def _read(body: bytes) -> tuple[list[str] | None, float | None]:

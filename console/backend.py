@@ -11,11 +11,12 @@ from agents import metrics
 from schemas.errors import Refused
 from schemas.journey import Journey, parse_journey
 from schemas.times import format_ms
+from state import totals
 from streams import batches
 from streams.reader import broker_kind
 from streams.settings import Settings, aiokafka_kwargs
 
-from . import results
+from . import edits, results, statistics
 from .errors import ApiError
 from .facts import Checked
 from .journeys import JourneyStore
@@ -24,6 +25,9 @@ from .live import Live
 from .recalculations import RecalculationStore
 from .rejected import RejectedReader
 from .resending import Resender
+from .results import Choice
+from .seen import Seen
+from .watch import Watch
 from .workers import Answers, GroupDirectory, Workers, fixed
 
 STEADY_TRIES = 3  # how often an answer is asked for again because partitions were between two versions
@@ -46,11 +50,13 @@ class Backend:
         self.store = JourneyStore(self.topics["journeys"], kafka, self._write_journey, now_ms)
         self.recalculations = RecalculationStore(self.topics["recalculations"], kafka, self.writer.control, now_ms)
         self.rejected = RejectedReader(self.topics["rejected"], kafka)
+        self.seen = Seen(self.topics["activities"], kafka, self.partition_count)
         self.resender = Resender(self.rejected, self.writer, settings.topic_prefix, self.partition_count, settings.max_future_ms)
         self._directory = None if settings.workers else GroupDirectory(settings.group, kafka)
         find = fixed(settings.workers) if self._directory is None else self._directory.find
         self.workers = Workers(find, self.partition_count)
         self.live = Live()
+        self.watch = Watch(self.state)
         self._begins: results.Ends = {}
 
     async def start(self) -> None:
@@ -61,9 +67,10 @@ class Backend:
         await self.offsets.start()
         await self.store.start()
         await self.recalculations.start()
+        self.watch.start()
 
     async def stop(self) -> None:
-        for part in (self.store, self.recalculations, self.offsets, self.writer, self.workers, self._directory):
+        for part in (self.watch, self.store, self.recalculations, self.offsets, self.writer, self.workers, self._directory):
             if part is not None:
                 with contextlib.suppress(OSError):
                     await part.stop()
@@ -88,12 +95,14 @@ class Backend:
         metrics.LAG.set(behind)
         return behind
 
-    async def _settled(self, journey: Journey, asked: int | None, group: str | None) -> tuple[results.Choice, Answers, int]:
+    async def _settled(
+        self, journey: Journey, asked: int | None, group: str | None, path: str = "/internal/results"
+    ) -> tuple[results.Choice, Answers, int]:
         """Which view all partitions can answer for, and what they say of it, from one state of each partition."""
         version, generation = asked, None
         for _ in range(STEADY_TRIES):
             query = _query(journey=journey.id, version=version, generation=generation, group=group)
-            answers, behind = await self._ask("/internal/results", query)
+            answers, behind = await self._ask(path, query)
             choice = results.choose(self.recalculations.wanted(journey), answers.partitions, asked)
             if choice.view is None or all((said["version"], said["generation"]) == choice.view for said in answers.partitions.values()):
                 return choice, answers, behind
@@ -119,17 +128,44 @@ class Backend:
             raise _unknown_version(journey, asked)
         body = self._body(journey, choice.version, answers)
         parts = None if choice.version is None else answers.partitions.values()
+        return {**self._head(body, choice, answers, behind), "group": group, "stages": results.rows(body, parts)}
+
+    def _head(self, body: Journey, choice: Choice, answers: Answers, behind: int) -> dict[str, Any]:
+        """What every answer about a journey begins with."""
         return {
-            "journey": id_,
+            "journey": body.id,
             "version": body.version,
             "status": choice.status,
             "progress": choice.progress,
             "lag": behind,
             "as_of": format_ms(answers.as_of_ms),
             "recalculated_at": self.recalculations.finished_at(body),
-            "group": group,
-            "stages": results.rows(body, parts),
         }
+
+    async def groups(self, id_: str) -> dict[str, Any]:
+        """How each group does at each stage. Raises `ApiError`: 404, 503."""
+        journey = self.store.known(id_)
+        choice, answers, behind = await self._settled(journey, None, None, "/internal/groups")
+        body = self._body(journey, choice.version, answers)
+        found = [] if choice.version is None else statistics.by_group(body, answers.partitions.values())
+        return {**self._head(body, choice, answers, behind), "groups": found}
+
+    async def days(self, id_: str, group: str | None) -> dict[str, Any]:
+        """How many reached each stage on which day. Raises `ApiError`: 404, 503."""
+        head, body, cells = await self._cells(id_, group)
+        return {**head, "group": group, "days": statistics.days(body, cells)}
+
+    async def waits(self, id_: str, group: str | None) -> dict[str, Any]:
+        """How long contacts took from stage to stage. Raises `ApiError`: 404, 503."""
+        head, body, cells = await self._cells(id_, group)
+        return {**head, "group": group, "stages": statistics.waits(body, cells)}
+
+    async def _cells(self, id_: str, group: str | None) -> tuple[dict[str, Any], Journey, dict[totals.Cell, int]]:
+        journey = self.store.known(id_)
+        choice, answers, behind = await self._settled(journey, None, group)
+        body = self._body(journey, choice.version, answers)
+        cells = {} if choice.version is None else totals.summed(part["cells"] for part in answers.partitions.values())
+        return self._head(body, choice, answers, behind), body, cells
 
     async def listed(
         self, id_: str, stage: int, who: str, group: str | None, limit: int, cursor: str | None
@@ -205,8 +241,8 @@ class Backend:
             found[j.id] = "live" if settled and all(b.get(j.id, [0, 0]) >= target for b in built) else "calculating"
         return found
 
-    async def health(self) -> dict[str, Any]:
-        """State of the whole (contract, section 4). Raises nothing: what does not answer is what it tells."""
+    async def state(self) -> tuple[int | None, dict[str, dict[str, Any] | None]]:
+        """How many records the workers are behind (None: it cannot be known), and what each says, by URL; None of one that says nothing."""
         behind: int | None = None
         told: dict[str, dict[str, Any] | None] = {}
         try:
@@ -218,12 +254,33 @@ class Backend:
                 behind = await self._lag(before, states, after)
         except ApiError:
             behind = None
+        return behind, told
+
+    async def health(self) -> dict[str, Any]:
+        """State of the whole (contract, section 4). Raises nothing: what does not answer is what it tells."""
+        behind, told = await self.state()
+        rates = self.watch.rates()
+        lost = {url: None for url in self.watch.lost() if url not in told}
         return {
             "status": "ok" if behind is not None else "degraded",
             "lag": behind,
-            "workers": [_worker(url, answer) for url, answer in told.items()],
+            "workers": [_worker(url, answer, rates.get(url)) for url, answer in (told | lost).items()],
             "broker": {"bootstrap": self.settings.bootstrap, "kind": self.broker_kind},
         }
+
+    async def cost(self, journey: Journey) -> dict[str, Any]:
+        """What saving *journey* brings (see `edits.cost`). Raises `ApiError` (503)."""
+        table = self.recalculations.table
+        rates = [
+            one.events_read * 1000 / (one.switched_at - one.started_at)
+            for one in table.all()
+            if one.switched_at and one.started_at and one.switched_at > one.started_at and one.events_read and one.throttle is None
+        ]
+        activities = None
+        if edits.new_rules(table, journey):
+            ends, begins = await self.offsets.ends(("activities",)), await self.offsets.begins(("activities",))
+            activities = sum(max(0, end - begins.get(key, 0)) for key, end in ends.items())
+        return edits.cost(table, journey, activities, max(rates[-5:], default=None))
 
     async def ready(self) -> bool:
         """Whether this console can answer."""
@@ -264,8 +321,17 @@ def _unknown_version(journey: Journey, asked: int) -> ApiError:
     )
 
 
-def _worker(url: str, answer: dict[str, Any] | None) -> dict[str, Any]:
+def _worker(url: str, answer: dict[str, Any] | None, rate: float | None) -> dict[str, Any]:
     if answer is None:
-        return {"url": url, "state": "silent", "partitions": []}
+        nothing = dict.fromkeys(("activities_per_second", "disk_bytes", "started_at"))
+        return {"url": url, "state": "silent", "partitions": [], **nothing}
     live = sorted(int(n) for n, said in answer["partitions"].items() if said["state"] == "live")
-    return {"url": url, "state": "live" if len(live) == len(answer["partitions"]) else "recovering", "partitions": live}
+    process = answer["process"]
+    return {
+        "url": url,
+        "state": "live" if len(live) == len(answer["partitions"]) else "recovering",
+        "partitions": live,
+        "activities_per_second": None if rate is None else round(rate, 1),
+        "disk_bytes": process["disk_bytes"],
+        "started_at": format_ms(process["started_ms"]),
+    }

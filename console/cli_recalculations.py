@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import signal
+import threading
 from typing import Any
 
 import click
@@ -83,6 +84,8 @@ def _watched(api: Client, id_: str) -> dict[str, Any]:
     """Follows a recalculation to its end, with a progress bar where there is a terminal; the recalculation as it ended. Ctrl-C leaves it running."""
     path = f"/api/recalculations/{segment(id_)}"
     columns = [TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}")]
+    told = threading.Event()  # an exception could come where nobody hands it on, in a destructor say
+    before = signal.signal(signal.SIGINT, lambda *_: told.set())
     try:
         with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
             task = progress.add_task(id_, total=1.0, speed="")
@@ -91,11 +94,13 @@ def _watched(api: Client, id_: str) -> dict[str, Any]:
                 progress.update(task, completed=one["progress"], description=f"{id_} {one['state']}", speed=_speed(one))
                 if one["state"] in OVER:
                     return one
-                time.sleep(LOOK_SECONDS)
-    except KeyboardInterrupt:
-        raise Failed(
-            f"{id_} goes on without you: `waypost recalculations --watch {id_}` follows it, `waypost recalculations --cancel {id_}` cancels it"
-        ) from None
+                if told.wait(LOOK_SECONDS):
+                    break
+    finally:
+        signal.signal(signal.SIGINT, before)
+    raise Failed(
+        f"{id_} goes on without you: `waypost recalculations --watch {id_}` follows it, `waypost recalculations --cancel {id_}` cancels it"
+    )
 
 
 def _speed(one: dict[str, Any]) -> str:

@@ -95,6 +95,21 @@ class JourneyStore:
         """The journey as that version said; None when the log does not hold it any more."""
         return next((s.journey for s in reversed(self._recent.get(id_, [])) if s.version == version and s.journey), None)
 
+    def versions(self, id_: str) -> list[Journey]:
+        """The versions since the journey was last made anew that the log still holds, at most `KEPT_VERSIONS`, the oldest first."""
+        kept: list[Journey] = []
+        for saved in self._recent.get(id_, []):
+            if saved.journey is None:
+                kept.clear()
+            else:
+                kept.append(saved.journey)
+        return kept
+
+    def next_version(self, id_: str) -> int:
+        """The version that an edit saved now would be."""
+        saved = self._last.get(id_)
+        return 1 if saved is None else saved.version + 1
+
     async def _follow(self) -> None:
         while True:
             try:

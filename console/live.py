@@ -27,6 +27,11 @@ class _Feed:
         self.task: asyncio.Task[None] | None = None
 
 
+def as_json(found: dict[str, Any]) -> str:
+    """An event with *found* as JSON."""
+    return f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
+
+
 class Live:
     """Streams of server-sent events. Unnamed events carry what was fetched; an event named `unavailable` carries an error in the API's shape."""
 
@@ -39,14 +44,18 @@ class Live:
         self._ended = True
 
     async def listen(
-        self, key: Hashable, fetch: Callable[[], Awaitable[dict[str, Any]]], gone: Callable[[], Awaitable[bool]]
+        self,
+        key: Hashable,
+        fetch: Callable[[], Awaitable[dict[str, Any]]],
+        gone: Callable[[], Awaitable[bool]],
+        encode: Callable[[dict[str, Any]], str] = as_json,
     ) -> AsyncIterator[bytes]:
-        """Events of what *fetch* gives, as they change, until *gone*. Listeners of one *key* share one poller."""
+        """Events of what *fetch* gives, encoded, as they change, until *gone*. Listeners of one *key* share one poller."""
         feed = self._feeds.setdefault(key, _Feed())
         feed.listeners += 1
         metrics.LIVE_STREAMS.inc()
         if feed.task is None:
-            feed.task = asyncio.create_task(_poll(feed, fetch))
+            feed.task = asyncio.create_task(_poll(feed, fetch, encode))
         try:
             serial, quiet = 0, 0.0
             yield b"retry: 1000\n\n"
@@ -78,14 +87,14 @@ async def _newer(feed: _Feed, serial: int) -> bool:
     return True
 
 
-async def _poll(feed: _Feed, fetch: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+async def _poll(feed: _Feed, fetch: Callable[[], Awaitable[dict[str, Any]]], encode: Callable[[dict[str, Any]], str]) -> None:
     loop = asyncio.get_running_loop()
     while True:
         began = loop.time()
         try:
             found = await fetch()
             said: Any = {name: value for name, value in found.items() if name != "as_of"}
-            event = f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
+            event = encode(found)
         except ApiError as error:
             said = error_body(error.code, error.message, error.path)
             event = f"event: unavailable\ndata: {json.dumps(said, ensure_ascii=False)}\n\n"

@@ -45,6 +45,50 @@ class Journeys(_Answer):
     journeys: list[JourneyAnswer] = Field(description="ordered by id")
 
 
+class VersionInfo(_Answer):
+    version: int = Field(ge=1)
+    saved_at: Time | None
+    changes: list[str] = Field(description="about the version before, in sentences; empty when that is not kept")
+
+
+class Versions(_Answer):
+    journey: str
+    versions: list[VersionInfo] = Field(description="the newest first")
+
+
+class JourneyVersion(BaseModel):
+    """A journey as a version of it said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    name: str
+    scheduled_recalculation: bool
+    stages: list[dict[str, Any]]
+    version: int = Field(ge=1)
+    saved_at: Time
+
+
+class Preview(_Answer):
+    journey: str
+    version: int = Field(ge=1, description="which it would be")
+    changes: list[str] = Field(description="in sentences; empty when the body says what is saved")
+    recalculation: bool = Field(description="whether the log has to be read for it; else it is live at once")
+    rules: list[str] = Field(description="the rules for which it has to be read, in words")
+    activities: int | None = Field(description="how many there are on the log; null when it has not to be read")
+    seconds: float | None = Field(description="about how long that takes, by the last recalculations; null when it is not known")
+
+
+class KnownValue(_Answer):
+    value: str
+    activities: int = Field(description="how many of those looked at have it")
+
+
+class Values(_Answer):
+    field: str
+    values: list[KnownValue]
+
+
 class StageRow(_Answer):
     stage: int = Field(ge=1)
     name: str
@@ -69,8 +113,70 @@ class Results(_Answer):
     stages: list[StageRow]
 
 
+class GroupRow(_Answer):
+    stage: int = Field(ge=1)
+    name: str
+    converted: int
+    converted_ratio: Ratio
+
+
+class GroupResults(_Answer):
+    group: str | None = Field(description="null: all contacts")
+    stages: list[GroupRow]
+
+
+class _OfJourney(_Answer):
+    journey: str
+    version: int = Field(ge=1, description="the version that the numbers belong to")
+    status: Literal["live", "calculating"]
+    progress: float = Field(ge=0, le=1)
+    lag: int = Field(ge=0, description="records of the input topics that these numbers do not reflect yet")
+    as_of: Time
+    recalculated_at: Time | None
+
+
+class Groups(_OfJourney):
+    """Groups overlap: a contact in two counts in both."""
+
+    groups: list[GroupResults] = Field(description="all contacts first, then at most 1,000 groups, the largest first; empty while nothing is known")
+
+
+class DayRow(_Answer):
+    day: str = Field(description="of UTC", json_schema_extra={"format": "date"}, examples=["2026-01-02"])
+    reached: list[int] = Field(description="how many contacts reached each stage on that day")
+
+
+class Days(_OfJourney):
+    group: str | None
+    days: list[DayRow] = Field(description="those on which anybody reached a stage, the earliest first")
+
+
+class Interval(_Answer):
+    from_seconds: int
+    to_seconds: int | None = Field(description="exclusive; null: without end")
+    contacts: int
+
+
+class WaitRow(_Answer):
+    stage: int = Field(ge=2)
+    name: str
+    contacts: int
+    median_seconds: float | None
+    p10_seconds: int | None
+    p90_seconds: int | None
+    intervals: list[Interval]
+
+
+class Waits(_OfJourney):
+    """How long contacts took from the stage before: exact to the second under 512 s, to 1/256 above."""
+
+    group: str | None
+    stages: list[WaitRow] = Field(description="from the second on")
+
+
 class ListRow(_Answer):
     contact_id: str
+    name: str | None = Field(description="of the profile, where it has one")
     reached_at: Time
     groups: list[str]
 
@@ -94,11 +200,33 @@ class ReachedStage(_Answer):
     met_by: list[MetBy]
 
 
+class Hit(_Answer):
+    at: Time
+    activity: str = Field(description="the hash of the activity's id: blake2b of 8 bytes, as hex")
+
+
+class UsedHit(Hit):
+    stage: int = Field(description="the stage that it was counted for")
+
+
+class UnmetRule(_Answer):
+    rule: str
+    met_by: Hit | None = Field(description="the activity that meets it since the stage before")
+    too_early: list[Hit] = Field(description="at most 5 activities that would meet it but came before the stage before was reached, the newest first")
+    used: list[UsedHit] = Field(description="activities that meet it and were counted for an earlier stage already")
+
+
+class UnmetCondition(_Answer):
+    op: Literal["any", "all"]
+    members: list[UnmetRule | UnmetCondition]
+
+
 class Missing(_Answer):
     stage: int = Field(ge=1)
     name: str
     not_before: Time | None = Field(description="activities before this moment do not count; null on the first stage")
     rules: list[str] = Field(description="what would have to happen, in sentences")
+    condition: UnmetCondition
 
 
 class Standing(_Answer):
@@ -115,15 +243,34 @@ class Profile(_Answer):
     at: Time
 
 
+class MergeInfo(_Answer):
+    from_: str = Field(alias="from")
+    into: str
+    at: Time
+    merge: str = Field(description="the hash of the merge's id")
+
+
+class CountedStage(_Answer):
+    journey: str
+    stage: int
+
+
+class CountedActivity(Hit):
+    rules: list[str] = Field(description="the rules of journeys that it meets")
+    stages: list[CountedStage] = Field(description="the stages that it was counted for; none: it came too early, or too late")
+
+
 class ContactAnswer(_Answer):
     contact_id: str = Field(description="as asked for")
     survivor: str = Field(description="the contact by which the person is named")
     aliases: list[str] = Field(description="the other contacts of the person")
+    merges: list[MergeInfo] = Field(description="the newest 100, the earliest first")
     profile: Profile | None
     groups: list[str]
     erased_at: Time | None
     lag: int = Field(ge=0, description="records of the input topics that this answer does not reflect yet")
     journeys: list[Standing]
+    activities: list[CountedActivity] = Field(description="the newest 200 that meet a rule, the newest first")
 
 
 class RefusedItem(_Answer):
@@ -149,8 +296,11 @@ class Rules(_Answer):
 
 class WorkerInfo(_Answer):
     url: str
-    state: Literal["live", "recovering", "silent"]
+    state: Literal["live", "recovering", "silent"] = Field(description="silent: it does not answer; listed for ten minutes")
     partitions: list[int]
+    activities_per_second: float | None = Field(description="over the last half minute; null while it is not known")
+    disk_bytes: int | None = Field(description="of its RocksDB")
+    started_at: Time | None
 
 
 class BrokerInfo(_Answer):
@@ -163,6 +313,22 @@ class Health(_Answer):
     lag: int | None = Field(description="null when it cannot be known, because the broker or a partition does not answer")
     workers: list[WorkerInfo]
     broker: BrokerInfo
+
+
+class HealthPoint(_Answer):
+    at: Time
+    lag: int | None
+    activities: float | None = Field(description="a second, of all workers")
+    stage_changes: float | None = Field(description="a second")
+    rejected: float | None = Field(description="a second")
+
+
+class HealthHistory(_Answer):
+    """What this console saw of the workers in the last hour; it begins anew when the console does."""
+
+    every_seconds: float
+    visible_seconds: float | None = Field(description="within how long 99 % of the batches were in the numbers: the bound of a histogram's bucket")
+    points: list[HealthPoint] = Field(description="the earliest first")
 
 
 class RecordHeader(_Answer):

@@ -99,7 +99,7 @@ def page(partitions: Iterable[Mapping[str, Any]], limit: int) -> tuple[int, list
     # a partition that gave as many rows as were asked for may have more
     more = len(merged) > limit or any(len(part["rows"]) >= limit for part in parts)
     cursor = encode_cursor(bytes.fromhex(shown[-1]["key"])) if shown and more else None
-    out = [{"contact_id": r["contact_id"], "reached_at": format_ms(r["reached_at_ms"]), "groups": r["groups"]} for r in shown]
+    out = [{"contact_id": r["contact_id"], "name": r["name"], "reached_at": format_ms(r["reached_at_ms"]), "groups": r["groups"]} for r in shown]
     return sum(part["total"] for part in parts), out, cursor
 
 
@@ -128,11 +128,32 @@ def contact(asked: str, said: Mapping[str, Any], behind: int) -> dict[str, Any]:
         "contact_id": asked,
         "survivor": said["survivor"],
         "aliases": said["aliases"],
+        "merges": [{"from": m["from"], "into": m["into"], "at": format_ms(m["at_ms"]), "merge": m["merge"]} for m in said["merges"]],
         "profile": None if profile is None else {"attributes": profile["attributes"], "at": format_ms(profile["at_ms"])},
         "groups": said["groups"],
         "erased_at": _time(said["erased_at_ms"]),
         "lag": behind,
         "journeys": [standing(journey) for journey in said["journeys"]],
+        "activities": [
+            {**_hit(a), "rules": a["rules"], "stages": [{"journey": journey, "stage": stage} for journey, stage in a["stages"]]}
+            for a in said["activities"]
+        ],
+    }
+
+
+def _hit(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {"at": format_ms(said["at_ms"]), "activity": said["activity"]}
+
+
+def condition(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A condition that is not met yet, as a tree, with what meets its rules and what does not count for them."""
+    if "op" in said:
+        return {"op": said["op"], "members": [condition(member) for member in said["members"]]}
+    return {
+        "rule": said["rule"],
+        "met_by": None if said["met_by"] is None else _hit(said["met_by"]),
+        "too_early": [_hit(one) for one in said["too_early"]],
+        "used": [{**_hit(one), "stage": one["stage"]} for one in said["used"]],
     }
 
 
@@ -148,7 +169,7 @@ def standing(said: Mapping[str, Any]) -> dict[str, Any]:
                 "stage": row["stage"],
                 "name": row["name"],
                 "reached_at": format_ms(row["reached_at_ms"]),
-                "met_by": [{"at": format_ms(m["at_ms"]), "activity": m["activity"], "rule": m["rule"]} for m in row["met_by"]],
+                "met_by": [{**_hit(m), "rule": m["rule"]} for m in row["met_by"]],
             }
             for row in said["stages"]
         ],
@@ -159,6 +180,7 @@ def standing(said: Mapping[str, Any]) -> dict[str, Any]:
             "name": missing["name"],
             "not_before": _time(missing["not_before_ms"]),
             "rules": missing["rules"],
+            "condition": condition(missing["condition"]),
         },
         "bounded": said["marked"],
     }

@@ -21,6 +21,7 @@ from streams.settings import DAY_MS, Settings, librdkafka_config
 log = logging.getLogger(__name__)
 
 FOR_EVER_MS = 100 * 365 * DAY_MS  # where Kafka adds the number to a clock, so that its own -1 or maximum would not do
+VERSIONS_MS = 5 * 365 * DAY_MS  # for so long the console can show versions of a journey that were replaced
 MIB = 1 << 20
 REQUEST_SECONDS = 15.0
 SEGMENT_BYTES = 128 * MIB  # a log is compacted only in closed segments: smaller ones keep the changelog, and so recovery, short
@@ -63,6 +64,8 @@ class TopicSpec:
             # two facts to whoever walks the log. So only what lies behind the reach of a replay is compacted.
             reach_ms = str(FOR_EVER_MS if settings.activities_retention_ms < 0 else settings.activities_retention_ms)
             config |= {"min.compaction.lag.ms": reach_ms, "delete.retention.ms": reach_ms}
+        if self.name == "journeys":
+            config["min.compaction.lag.ms"] = str(VERSIONS_MS)
         if self.name == "evidence-changelog":
             config["segment.bytes"] = str(SEGMENT_BYTES)
         return config
@@ -90,7 +93,7 @@ TABLE: tuple[TopicSpec, ...] = (
     TopicSpec("contacts", "contact id", "ContactProfile; null erases the contact", "platform", True, "compact",
               "the newest of each contact, and all within `activities_retention_ms`", 4 * MIB),
     TopicSpec("journeys", "journey id", "Journey, a version of it; null deletes", "console, command line", False, "compact",
-              "the newest of each journey", 4 * MIB),
+              "the newest of each journey, and all versions of 5 years", 4 * MIB),
     TopicSpec("stage-changes", "contact id", "StageChange", "workers", True, "delete", "`stage_changes_retention_ms`", MIB),
     TopicSpec("totals", "`journey/version/partition`", "absolute totals of one partition", "workers", False, "compact",
               "the newest of each key", 16 * MIB),

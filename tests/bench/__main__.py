@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tests.bench import cases as main_cases
-from tests.bench import recalculation
+from tests.bench import pages, recalculation
 from tests.bench.cases import Bench
 from tests.bench.ground import ROOT, WrongAnswer
 from tests.bench.report import Row, as_json, machine, show
@@ -34,7 +34,7 @@ class Bars:
         self._progress.update(self._tasks[what], completed=done, total=total)
 
 
-CASES = {**main_cases.CASES, **recalculation.CASES}
+CASES = {**main_cases.CASES, **recalculation.CASES, **pages.CASES}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

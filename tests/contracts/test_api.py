@@ -375,7 +375,7 @@ def test_a_contact_is_explained(waypost: Waypost, story: str) -> None:
     assert (standing["version"], standing["stage"]) == (2, 2)
     assert [(s["name"], s["reached_at"]) for s in standing["stages"]] == [("a", f"{DAY}10:00:03.000Z"), ("b", f"{DAY}11:00:03.000Z")]
     assert standing["stages"][1]["met_by"][0]["rule"] == f'visited page "/{story}/b"'
-    assert standing["missing"] == {
+    assert {k: v for k, v in standing["missing"].items() if k != "condition"} == {
         "stage": 3, "name": "c", "not_before": f"{DAY}11:00:03.000Z", "rules": [f'visited page "/{story}/c"'],
     }  # fmt: skip
 

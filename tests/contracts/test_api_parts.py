@@ -78,7 +78,7 @@ def test_pages_over_all_partitions_hold_each_row_once_in_order(parts: list[list[
         answers = []
         for number in range(len(parts)):
             mine = [key for key in keys if owner[key] == number]
-            rows = [{"key": k.hex(), "contact_id": k.hex(), "reached_at_ms": 0, "groups": []} for k in mine if k > after][:limit]
+            rows = [{"key": k.hex(), "contact_id": k.hex(), "name": None, "reached_at_ms": 0, "groups": []} for k in mine if k > after][:limit]
             answers.append({"total": len(mine), "rows": rows})
         total, shown, cursor = results.page(answers, limit)
         assert total == len(keys)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,4 +33,4 @@ def test_schemathesis_finds_nothing(waypost: Waypost, tmp_path: Path) -> None:
             if one["state"] in ("planned", "filling", "switching"):  # one at an activity a second would take hours, and others wait for it
                 waypost.http.post(f"/api/recalculations/{one['id']}/cancel")
     assert done.returncode == 0, "\n".join(line[:500] for line in done.stdout.splitlines())
-    assert "No issues found" in done.stdout
+    assert re.search(r"(\d{3,}) generated, \1 passed", done.stdout), done.stdout[-2000:]  # that it found none of the journeys it named is a warning

@@ -24,7 +24,7 @@ class Waypost:
     """`url`: of the API. `http`: a client for it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.port = free_port()
+        self.port = free_port() if settings.origin_of("console_port") == "default" else settings.console_port
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = settings
         self.http = httpx.Client(base_url=self.url, timeout=20.0)

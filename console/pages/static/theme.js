@@ -16,10 +16,5 @@
       try { localStorage.setItem("waypost-theme", theme); } catch { /* kept for this page only */ }
       show();
     });
-    addEventListener("keydown", (event) => {
-      const box = document.getElementById("search");
-      const typing = event.target.closest("input, select, textarea, [contenteditable]");
-      if (event.key === "/" && box && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) { event.preventDefault(); box.focus(); }
-    });
   });
 })();

@@ -1,0 +1,73 @@
+"""Journeys page: all journeys with their numbers, to be found, sorted, opened. Reads only."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+
+from console.backend import Backend
+from console.errors import ApiError
+from schemas.journey import Journey
+
+from . import views
+from .page import Number, Words, fill, page, stream
+
+JOURNEYS_A_PAGE = 25
+Sort = Literal["name", "entered", "last", "overall", "kpi", "drop", "recalculated"]
+COLUMNS = {
+    "name": "Journey", "entered": "Entered", "last": "Reached the last stage", "overall": "Overall", "kpi": "KPI of the last stage",
+    "drop": "Largest drop-off", "recalculated": "Recalculated",
+}  # fmt: skip
+
+
+def install(router: APIRouter, backend: Backend) -> None:
+    """Adds the routes."""
+
+    async def line(journey: Journey) -> dict[str, Any]:
+        try:
+            return {"error": None, **views.line(journey, await backend.results(journey.id))}
+        except ApiError as error:
+            return {
+                "error": error.message, "id": journey.id, "name": journey.name, "stages": len(journey.stages), "version": journey.version,
+                "order": dict.fromkeys(COLUMNS, -1) | {"name": journey.name.casefold()},
+            }  # fmt: skip
+
+    async def lines(q: str, number: int, sort: str, down: bool) -> dict[str, Any]:
+        every = backend.store.all()
+        found = [journey for journey in every if views.matches(journey, q)]
+        last = max(1, -(-len(found) // JOURNEYS_A_PAGE))
+        number = min(number, last)
+        a_page = slice((number - 1) * JOURNEYS_A_PAGE, number * JOURNEYS_A_PAGE)
+        if sort == "name":  # else the numbers of all have to be known
+            found = sorted(found, key=lambda journey: journey.name.casefold(), reverse=down)[a_page]
+        rows = await asyncio.gather(*(line(journey) for journey in found))
+        if sort != "name":
+            rows = sorted(rows, key=lambda one: one["order"][sort], reverse=down)[a_page]
+        fresh = [one for one in rows if one["error"] is None]
+        return {
+            "q": q, "every": len(every), "found": len([j for j in every if views.matches(j, q)]), "lines": rows, "number": number, "last": last,
+            "sort": sort, "down": down, "columns": COLUMNS, "oldest": min(fresh, key=lambda one: str(one["as_of"]), default=None),
+            "calculating": sum(not one["live"] for one in fresh), "unanswered": len(rows) - len(fresh),
+        }  # fmt: skip
+
+    @router.get("/")
+    async def home() -> Response:
+        return RedirectResponse("/journeys", 307)
+
+    @router.get("/favicon.ico")
+    async def icon() -> Response:
+        return Response(status_code=204)
+
+    @router.get("/journeys")
+    async def journeys(q: Words = "", number: Number = 1, sort: Sort = "name", down: bool = False) -> Response:
+        return page("journeys.html", **await lines(q, number, sort, down))
+
+    @router.get("/stream/journeys")
+    async def live(request: Request, q: Words = "", number: Number = 1, sort: Sort = "name", down: bool = False) -> Response:
+        async def render() -> str:
+            return fill("_lines.html", **await lines(q, number, sort, down))
+
+        return stream(backend, ("journeys", q, number, sort, down), request, render)
