@@ -18,6 +18,10 @@ from streams.brokers import EmbeddedBroker
 from streams.settings import Settings
 from tests.support.kafka import KafkaBroker, KafkaUnavailable
 
+TESTS = Path(__file__).parent
+WITH_PROCESSES = ("bench", "broker", "browser", "contracts", "docs")
+"""They start brokers and workers, and share them: with `-n 2 --dist loadgroup`, one after the other, beside those that only compute."""
+
 
 @pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,6 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark, fixtures in (("kafka", {"kafka", "kafka_broker", "secure_kafka"}), ("embedded", {"embedded", "embedded_broker"})):
             if fixtures.intersection(names):
                 item.add_marker(mark)
+        if item.path.relative_to(TESTS).parts[0] in WITH_PROCESSES or any(item.iter_markers("embedded")) or any(item.iter_markers("kafka")):
+            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def main(cases: tuple[str, ...], scale: float, repeat: int, seconds: float, json
         columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
             with Progress(*columns, console=console) as progress:
-                bench = Bench(broker.start(), directory, scale, repeat, seconds, Bars(progress))
+                bench = Bench(broker.start(), directory, scale, repeat, seconds, progress=Bars(progress))
                 for name in chosen:
                     try:
                         rows += CASES[name](bench)

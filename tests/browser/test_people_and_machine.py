@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from confluent_kafka import Producer
 from playwright.sync_api import Page, expect
@@ -176,3 +178,46 @@ def test_no_text_becomes_markup_or_script(page: Page, waypost: Waypost, text: st
     expect(page.locator("#bar")).to_contain_text("unsaved")
     assert page.evaluate("document.querySelectorAll('img,iframe,body svg[onload],[onerror],[onmouseover]').length") == 0
     assert ran == []
+
+
+def test_states_of_calculating_for_the_first_time_and_of_an_edit(page: Page, waypost: Waypost) -> None:
+    put(waypost, journey("held", "a"))
+    send(waypost, "activities", *(visit("held", str(k), "a", "10:00:00") for k in range(3)))
+    waypost.settled("held")
+    slow = waypost.http.post("/api/recalculations", json={"journeys": ["held"], "events_per_second": 1}).json()["id"]
+    try:
+        waypost.until(lambda: waypost.http.get(f"/api/recalculations/{slow}").json()["state"] == "filling", 20, "for one that others wait for")
+        put(waypost, journey("waits", "a"))
+        page.goto("/journeys/waits")
+        expect(page.locator("#calculating")).to_contain_text("for the first time")
+        expect(page.locator("#calculating")).to_contain_text("It waits for another recalculation")
+        expect(page.locator("#stage-1")).to_contain_text("–")
+        expect(page.locator("#pale-1")).to_have_count(1)
+        put(waypost, journey("held", "a", "new"))
+        page.goto("/journeys/held")
+        expect(page.locator("#calculating")).to_contain_text("Version 2 is being calculated")
+        expect(page.locator("#calculating")).to_contain_text("These are the numbers of version 1")
+        expect(page.locator("#converted-1")).to_have_text("3")
+        expect(page.locator("#stages tbody tr")).to_have_count(1)
+    finally:
+        waypost.http.post(f"/api/recalculations/{slow}/cancel")
+    expect(page.locator("#stages tbody tr")).to_have_count(2, timeout=15_000)  # the new version, as a whole
+    expect(page.locator("#calculating")).to_have_count(0)
+
+
+def test_partitions_that_do_not_answer_leave_the_last_complete_numbers(embedded: str, tmp_path: Path, opened: Callable[..., Page]) -> None:
+    with started(embedded, f"t{uuid.uuid4().hex[:10]}.", tmp_path) as own:
+        put(own, journey("whole", "a"))
+        send(own, "activities", *(visit("whole", str(k), "a", "10:00:00") for k in range(3)))
+        own.settled("whole")
+        page = opened(own.url)
+        page.goto("/journeys/whole")
+        expect(page.locator("#converted-1")).to_have_text("3")
+        (worker,) = [child for child in psutil.Process(own.process.pid).children() if "worker" in child.cmdline()]
+        worker.suspend()
+        try:
+            expect(page.locator("#lost")).to_contain_text(re.compile("no worker answers|Connection lost"), timeout=20_000)
+            expect(page.locator("#converted-1")).to_have_text("3")
+        finally:
+            worker.resume()
+        expect(page.locator("#lost")).to_be_hidden(timeout=30_000)
