@@ -13,11 +13,13 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from prometheus_client import generate_latest
 
 from streams.partitioner import partition_of
@@ -29,9 +31,11 @@ from .partitions import Partitions
 MAX_ROWS = 1000
 
 
-def application(partitions: Partitions, ready: Callable[[], bool], behind: Callable[[str, int], int]) -> web.Application:
-    """The aiohttp application; *ready* says whether every partition of this worker is live, *behind* how many records of a topic's partition are not
-    done."""
+def application(
+    partitions: Partitions, ready: Callable[[], bool], behind: Callable[[str, int], int], secret: str | None = None
+) -> web.Application:
+    """The aiohttp application; with a *secret*, /internal answers only who says it. *ready* says whether every partition of this worker is live,
+    *behind* how many records of a topic's partition are not done."""
 
     started_ms = partitions.context.now_ms()
 
@@ -99,7 +103,15 @@ def application(partitions: Partitions, ready: Callable[[], bool], behind: Calla
             body=generate_latest(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
         )
 
-    app = web.Application()
+    @web.middleware
+    async def known(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if secret is not None and request.path.startswith("/internal/"):
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode()):
+                return _json({"error": "not yours"}, 401)
+        return await handler(request)
+
+    app = web.Application(middlewares=[known])
     app.add_routes(
         [
             web.get("/internal/partitions", get_partitions),

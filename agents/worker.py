@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import logging
 import os
 import signal
@@ -41,6 +42,13 @@ TOPICS = (*SOURCES, "journeys", RECALCULATIONS, REPORTS, "stage-changes", "total
 CHANGELOG = "evidence-changelog"
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _listen(settings: Settings) -> tuple[socket.socket, str]:
     """The socket of the internal interface, bound, and the URL under which others reach it."""
     family = socket.AF_INET6 if ":" in settings.worker_host else socket.AF_INET
@@ -62,6 +70,7 @@ async def run_worker(
     *started* is called with the worker's URL once it answers there; its partitions may still recover. *step_done* is the hook of the crash tests.
     Raises `WorkerCrashed`, and what the broker answers when it cannot be reached at the start.
     """
+    secret = None if settings.internal_secret is None else settings.internal_secret.get_secret_value()
     listener, url = _listen(settings)
     kafka = aiokafka_kwargs(settings)
     topics = {short: settings.topic_prefix + short for short in TOPICS}
@@ -117,7 +126,7 @@ async def run_worker(
     )  # fmt: skip
     refusals = Refusals(partitions, catalog, kafka, lambda: app.serving)
     app.partitions = partitions
-    server = web.AppRunner(internal.application(partitions, lambda: app.serving, app.behind), access_log=None)
+    server = web.AppRunner(internal.application(partitions, lambda: app.serving, app.behind, secret), access_log=None)
     await server.setup()
     await web.SockSite(server, listener).start()
     try:
@@ -165,6 +174,10 @@ async def _tick(settings: Settings, app: App, partitions: Partitions) -> None:
 
 def main(settings: Settings) -> int:
     """`waypost worker`: runs until SIGTERM or SIGINT. Returns the exit code: 0 ended, 1 could not go on (start it again)."""
+
+    if settings.internal_secret is None and not _is_loopback(settings.worker_host):
+        log.critical("the worker would listen on %s and has no internal_secret: set the same one for workers and console", settings.worker_host)
+        return 1
 
     async def run() -> int:
         stop = asyncio.Event()

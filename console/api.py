@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from prometheus_client import generate_latest
 
@@ -19,11 +20,14 @@ from .backend import Backend
 from .bodies import read_body
 from .errors import ApiError
 from .facts import KINDS, array, check, taken
+from .guard import Guard
 from .handlers import install
 from .kafka import now_ms
 from .measure import Measured
 from .openapi import describe, errors, request_body
+from .pages import account
 from .pages import routes as page_routes
+from .people import People, Sessions
 from .results import MAX_LIMIT
 from .written import from_json
 
@@ -51,8 +55,11 @@ async def only_known_parameters(request: Request) -> None:
             raise ApiError(422, "unknown_parameter", f'unknown query parameter "{name[:100]}"; {there}', name[:100])
 
 
-def build(backend: Backend) -> FastAPI:
-    """The application over *backend*, which is started and stopped by whoever runs it."""
+def build(backend: Backend, guarded: bool = True) -> FastAPI:
+    """The application over *backend*, which is started and stopped by whoever runs it. Not *guarded*: to be described only.
+
+    Raises PeopleError for a file of users that cannot be used.
+    """
     app = FastAPI(
         title="Waypost",
         version="1",
@@ -63,6 +70,7 @@ def build(backend: Backend) -> FastAPI:
         redirect_slashes=False,
     )
     install(app)
+    login = _guarded(app, backend) if guarded else None
     app.add_middleware(Measured)
     _journeys(app, backend)
     _results(app, backend)
@@ -72,9 +80,19 @@ def build(backend: Backend) -> FastAPI:
     api_recalculations.install(app, backend)
     api_rejected.install(app, backend)
     api_edits.install(app, backend, _journey)
-    page_routes.install(app, backend)
+    page_routes.install(app, backend, login)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app
+
+
+def _guarded(app: FastAPI, backend: Backend) -> Callable[[APIRouter], None]:
+    """Puts the guard before *app*; what adds the pages by which one logs in."""
+    settings = backend.settings
+    people = None if settings.users_file is None else People(settings.users_file)
+    seconds = settings.session_hours * 3600
+    sessions, audit = Sessions(seconds), backend.audit()
+    app.add_middleware(Guard, settings=settings, people=people, sessions=sessions, audit=audit, page=page_routes.error_page)
+    return lambda router: account.install(router, people, sessions, seconds, audit)
 
 
 # ---------------------------------------------------------------------------------------- journeys

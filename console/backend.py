@@ -19,6 +19,7 @@ from streams.settings import Settings, aiokafka_kwargs
 from . import edits, results, statistics
 from .errors import ApiError
 from .facts import Checked
+from .guard import Audit, audit_to
 from .journeys import JourneyStore
 from .kafka import Offsets, Writer, now_ms
 from .live import Live
@@ -54,7 +55,8 @@ class Backend:
         self.resender = Resender(self.rejected, self.writer, settings.topic_prefix, self.partition_count, settings.max_future_ms)
         self._directory = None if settings.workers else GroupDirectory(settings.group, kafka)
         find = fixed(settings.workers) if self._directory is None else self._directory.find
-        self.workers = Workers(find, self.partition_count)
+        secret = settings.internal_secret
+        self.workers = Workers(find, self.partition_count, None if secret is None else secret.get_secret_value())
         self.live = Live()
         self.watch = Watch(self.state)
         self._begins: results.Ends = {}
@@ -74,6 +76,10 @@ class Backend:
             if part is not None:
                 with contextlib.suppress(OSError):
                     await part.stop()
+
+    def audit(self) -> Audit:
+        """Where it is written who changed what."""
+        return audit_to(self.writer.control, self.settings.topic_prefix + "audit")
 
     async def _write_journey(self, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> int:
         return await self.writer.control(self.topics["journeys"], key, value, headers)

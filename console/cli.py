@@ -7,13 +7,14 @@ from typing import TextIO
 
 import click
 
-from streams.settings import Settings
+from streams.settings import TABLE, Settings
 
 from .cli_check import check
 from .cli_journeys import contact, journey
 from .cli_recalculations import recalculate, recalculations
 from .cli_rejected import rejected
 from .cli_send import send
+from .cli_users import user
 from .options import (
     CONSOLE,
     RECALCULATOR,
@@ -107,7 +108,7 @@ def console(settings: Settings) -> None:
 
 
 @cli.command()
-@settings_flags(*(row for row in Settings.model_fields if "password" not in row))
+@settings_flags(*(spec.name for spec in TABLE if not spec.secret))
 @json_flag
 def config(settings: Settings, as_json: bool) -> None:
     """Which settings are in force, and where each value comes from. Secrets are masked."""
@@ -140,6 +141,7 @@ cli.add_command(check)
 cli.add_command(rejected)
 cli.add_command(recalculate)
 cli.add_command(recalculations)
+cli.add_command(user)
 
 
 def log_to(settings: Settings, stream: TextIO, least: str | None = None) -> None:

@@ -32,9 +32,10 @@ class ApiFailed(Failed):
 class Client:
     """Asks the API at *url* (without `/api`)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/api")
-        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_SECONDS)
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_SECONDS, headers=headers)
 
     def call(self, method: str, path: str, *, query: dict[str, Any] | None = None, json: Any = None, headers: dict[str, str] | None = None) -> Any:
         """The JSON of an answer; None for an empty one. Raises `Failed`, `ApiFailed`."""
@@ -81,6 +82,12 @@ def api_address(settings: Settings) -> str:
     return f"http://[{host}]:{settings.console_port}" if ":" in host else f"http://{host}:{settings.console_port}"
 
 
+def client_of(settings: Settings, url: str | None = None) -> Client:
+    """A client for the console of *settings*, or the one at *url*, with their token."""
+    token = settings.api_token
+    return Client(url or api_address(settings), None if token is None else token.get_secret_value())
+
+
 def with_broker(settings: Settings, api: Client | None = None) -> Settings:
     """*settings* with the broker that the console uses, where they name none: the embedded broker's address is known to nobody else.
 
@@ -89,7 +96,7 @@ def with_broker(settings: Settings, api: Client | None = None) -> Settings:
     if settings.broker:
         return settings
     try:
-        bootstrap = (api or Client(api_address(settings))).call("GET", "/api/health")["broker"]["bootstrap"]
+        bootstrap = (api or client_of(settings)).call("GET", "/api/health")["broker"]["bootstrap"]
     except Failed:
         return connectable(settings)
     return settings.replaced("console", broker=bootstrap)
@@ -100,6 +107,6 @@ def with_api(command: F) -> F:
 
     @functools.wraps(command)
     def run(*args: Any, api: str | None, **kwargs: Any) -> Any:
-        return command(*args, api=Client(api or api_address(load({}))), **kwargs)
+        return command(*args, api=client_of(load({}), api), **kwargs)
 
     return click.option("--api", metavar="URL", help="Where the console answers.  [default: made of console_host and console_port]")(run)  # type: ignore[return-value]

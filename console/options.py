@@ -20,6 +20,7 @@ BROKER = (
 )  # fmt: skip
 TOPICS = (
     *BROKER, "partitions", "replication_factor", "activities_retention_ms", "stage_changes_retention_ms", "rejected_retention_ms",
+    "audit_retention_ms",
 )  # fmt: skip
 LOGS = ("log_level", "log_format")
 WORKER = (
@@ -28,8 +29,8 @@ WORKER = (
     "recalculation_time_zone", "evidence_retention_days", *LOGS,
 )  # fmt: skip
 CONSOLE = (
-    *BROKER, "partitions", "group", "workers", "console_host", "console_port", "max_future_hours", "recalculation_schedule",
-    "recalculation_time_zone", *LOGS,
+    *BROKER, "partitions", "group", "workers", "console_host", "console_port", "users_file", "session_hours", "max_future_hours",
+    "recalculation_schedule", "recalculation_time_zone", *LOGS,
 )  # fmt: skip
 RECALCULATOR = (
     *BROKER, "partitions", "group", "group_instance_id", "session_timeout_seconds", "heartbeat_seconds", "max_future_hours",

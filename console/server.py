@@ -18,6 +18,8 @@ from streams.settings import Settings
 from .api import build
 from .backend import Backend
 from .errors import ApiError
+from .guard import is_loopback
+from .people import PeopleError
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,11 @@ class CannotStart(RuntimeError):
 def listen(settings: Settings) -> tuple[socket.socket, str]:
     """The socket of the API, bound, and its URL. Raises `CannotStart`."""
     host = settings.console_host
+    if settings.users_file is None and not is_loopback(host):
+        raise CannotStart(
+            f"the console would listen on {host}, for everybody, and has no users: make a file of them with `waypost user add`, name it as "
+            "users_file, or listen on 127.0.0.1"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         bound = socket.create_server((host, settings.console_port), family=family, backlog=512)
@@ -61,8 +68,12 @@ async def serve(
             await backend.start()
         except (KafkaError, ReaderError, ApiError, OSError) as error:
             raise CannotStart(f"the broker at {settings.bootstrap} cannot be used: {error}") from error
+        try:
+            app = build(backend)
+        except PeopleError as error:
+            raise CannotStart(str(error)) from None
         config = uvicorn.Config(
-            build(backend), log_config=None, lifespan="off", timeout_graceful_shutdown=STOP_SECONDS, server_header=False, access_log=False
+            app, log_config=None, lifespan="off", timeout_graceful_shutdown=STOP_SECONDS, server_header=False, access_log=False
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))

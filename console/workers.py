@@ -37,8 +37,9 @@ class Answers(NamedTuple):
 class Workers:
     """Asks the workers that *find* names. *partition_count* is how many partitions must answer."""
 
-    def __init__(self, find: Find, partition_count: int) -> None:
+    def __init__(self, find: Find, partition_count: int, secret: str | None = None) -> None:
         self._find = find
+        self._headers = {} if secret is None else {"Authorization": f"Bearer {secret}"}
         self.partition_count = partition_count
         self._urls: list[str] = []
         self._found_at = float("-inf")
@@ -49,7 +50,7 @@ class Workers:
     async def start(self) -> None:
         timeout = aiohttp.ClientTimeout(total=ASK_SECONDS, connect=1.0)
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
-        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, headers=self._headers)
 
     async def stop(self) -> None:
         if self._session is not None:

@@ -11,6 +11,8 @@ import yaml
 
 from schemas.errors import Refused, shown
 
+MAX_VALUES = 1_000_000  # of a file of journeys
+
 
 def from_json(raw: bytes) -> Any:
     """What *raw* says. Raises `Refused`: not JSON, nested too deep, a name given twice in one object."""
@@ -37,6 +39,7 @@ def from_text(text: str, name: str) -> list[Any]:
             raise Refused("not_json", f"not JSON: {error}") from None
         try:
             found = yaml.load(text, _Loader)
+            _bounded(found)
         except Refused:
             raise
         except (yaml.YAMLError, RecursionError) as wrong:
@@ -44,6 +47,17 @@ def from_text(text: str, name: str) -> list[Any]:
         except ValueError as wrong:  # a date that is none: 2026-13-45
             raise Refused("not_yaml", f"not YAML: {wrong}; put texts in quotes") from None
     return found if isinstance(found, list) else [found]
+
+
+def _bounded(found: Any) -> None:
+    """Raises `Refused` where aliases of YAML make far more of a text than stands in it."""
+    left, stack = MAX_VALUES, [found]
+    while stack:
+        value = stack.pop()
+        stack += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        left -= 1
+        if left < 0:
+            raise Refused("too_large", f"more than {MAX_VALUES:,} values, once its aliases are written out; write less into one file")
 
 
 def _twice(name: object, where: str = "") -> str:

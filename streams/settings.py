@@ -89,6 +89,7 @@ class Settings(BaseModel):
     activities_retention_ms: int = Field(365 * DAY_MS, ge=-1, description="How long activities stay on the log, which is how far back "
                                          "a replay can see. -1: for ever.")
     stage_changes_retention_ms: int = Field(30 * DAY_MS, ge=-1, description="How long stage changes stay on the log. -1: for ever.")
+    audit_retention_ms: int = Field(400 * DAY_MS, ge=-1, description="How long it stays on the log who changed what. -1: for ever.")
     rejected_retention_ms: int = Field(30 * DAY_MS, ge=-1, description="How long rejected records stay on the log. -1: for ever.")
 
     # --- workers
@@ -111,6 +112,13 @@ class Settings(BaseModel):
     workers: Words = Field((), description="URLs of the workers, comma-separated. Empty: found through the consumer group.")
     console_host: str = Field("127.0.0.1", min_length=1, description="Address on which the console listens.")
     console_port: int = Field(8080, ge=0, le=65535, description="Port on which the console listens. 0: a free one.")
+
+    users_file: Path | None = Field(None, description="File of the users and tokens of the console, made by `waypost user`. Empty: everybody "
+                                    "who reaches the console may do everything, so that it listens on loopback alone.")
+    session_hours: float = Field(12.0, gt=0, le=720, description="How long somebody stays logged in.")
+    api_token: SecretStr | None = Field(None, description="Token with which commands ask the API of a console that has users.")
+    internal_secret: SecretStr | None = Field(None, description="What the console says to workers, which answer nobody else. The same for all; "
+                                              "needed where workers listen beyond loopback.")
 
     # --- rules of the engine
     max_future_hours: float = Field(24.0, ge=0, description="How far ahead of the clock an activity's time may be; others are rejected.")
@@ -205,6 +213,13 @@ class Settings(BaseModel):
     def _is_there(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError("there is no such file; name a PEM file that this process may read")
+        return value
+
+    @field_validator("users_file")
+    @classmethod
+    def _users(cls, value: Path | None) -> Path | None:
+        if value is not None and value.exists() and not value.is_file():
+            raise ValueError("this is no file; name one, which `waypost user add` makes")
         return value
 
     @field_validator("recalculation_schedule")

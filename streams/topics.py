@@ -79,6 +79,8 @@ def _retention_ms(name: str, settings: Settings) -> int:
             return settings.stage_changes_retention_ms
         case "rejected":
             return settings.rejected_retention_ms
+        case "audit":
+            return settings.audit_retention_ms
         case "contact-merges":
             return -1
         case _:
@@ -106,6 +108,8 @@ TABLE: tuple[TopicSpec, ...] = (
               internal=True),
     # Larger than what the input topics take: the record comes with its key and headers, and ours on top.
     TopicSpec("rejected", "as it came", "as it came", "workers", False, "delete", "`rejected_retention_ms`", 8 * MIB),
+    TopicSpec("audit", "who", "who changed what: edits, recalculations, erasures, resends, logins", "console", False, "delete",
+              "`audit_retention_ms`", MIB),
     TopicSpec("evidence-changelog", "contact id", "evidence record", "workers", True, "compact", "the newest of each contact", 16 * MIB,
               internal=True),
 )

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,20 @@ from streams.brokers import EmbeddedBroker
 from streams.settings import Settings
 from tests.support.kafka import KafkaBroker, KafkaUnavailable
 
-TESTS = Path(__file__).parent
 WITH_PROCESSES = ("bench", "broker", "browser", "contracts", "docs")
-"""They start brokers and workers, and share them: with `-n 2 --dist loadgroup`, one after the other, beside those that only compute."""
+"""They start brokers and workers, and share them: with `-n 2`, one after the other, beside those that only compute."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of two processes, one runs what starts brokers and workers, the other what only computes, test by test."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Apart(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "machine" if nodeid.split("/")[1] in WITH_PROCESSES else nodeid
+
+    return Apart(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`
@@ -30,8 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for mark, fixtures in (("kafka", {"kafka", "kafka_broker", "secure_kafka"}), ("embedded", {"embedded", "embedded_broker"})):
             if fixtures.intersection(names):
                 item.add_marker(mark)
-        if item.path.relative_to(TESTS).parts[0] in WITH_PROCESSES or any(item.iter_markers("embedded")) or any(item.iter_markers("kafka")):
-            item.add_marker(pytest.mark.xdist_group("machine"))
 
 
 @dataclass(frozen=True)

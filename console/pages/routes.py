@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 
@@ -15,23 +17,30 @@ from .page import page, static
 TAG = "pages"
 
 
-def install(app: FastAPI, backend: Backend) -> None:
-    """Adds the pages to *app*, whose errors they show as pages."""
+def install(app: FastAPI, backend: Backend, login: Callable[[APIRouter], None] | None) -> None:
+    """Adds the pages to *app*, whose errors they show as pages; *login* adds those by which one logs in."""
     router = APIRouter(tags=[TAG], include_in_schema=False)
     for part in (journeys, builder, journey, contacts, operations):
         part.install(router, backend)
+    if login is not None:
+        login(router)
     static(router)
     app.include_router(router)
     _errors(app)
+
+
+def error_page(error: ApiError) -> Response:
+    """*error* as a page."""
+    found = page("error.html", error.status, error=error)
+    found.headers.update(error.headers)
+    return found
 
 
 def _errors(app: FastAPI) -> None:
     def answer(request: Request, error: ApiError) -> Response:
         if TAG not in getattr(request.scope.get("route"), "tags", ()):
             return handlers.answer(error)
-        found = page("error.html", error.status, error=error)
-        found.headers.update(error.headers)
-        return found
+        return error_page(error)
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)

@@ -18,6 +18,7 @@ import yaml
 
 from agents import metrics
 from console.cli import cli
+from console.people import digest, write
 from streams.brokers import free_port
 from streams.guarded import GuardedProcess
 from streams.settings import ENV_PREFIX, Settings
@@ -77,7 +78,8 @@ def test_settings_and_commands_exist() -> None:
     assert {service["command"][0] for service in OURS.values()} <= cli.commands.keys()
     assert {"worker-1", "worker-2", "recalculator", "console", "topics"} == OURS.keys()
     for service in OURS.values():
-        Settings.load({}, environ={name: str(value) for name, value in service["environment"].items() if "${" not in str(value)})
+        given = {name: str(value) for name, value in service["environment"].items() if "${" not in str(value) and name != "WAYPOST_USERS_FILE"}
+        Settings.load({}, environ=given)
 
 
 def test_the_image_holds_every_package() -> None:
@@ -119,11 +121,15 @@ def test_every_alert_has_its_paragraph_in_the_runbook() -> None:
 @pytest.mark.kafka
 def test_the_processes_of_the_compose_file_make_a_waypost(kafka: str, prefix: str, tmp_path: Path) -> None:
     """The same commands and settings, as processes of this machine: names of hosts become addresses, volumes become directories."""
-    ports = {name: free_port() for name in OURS}
+    ports, users = {name: free_port() for name in OURS}, tmp_path / "users.toml"
+    write(users, "tokens", "test", {"role": "operator", "sha256": digest("a token")})
+    api = httpx.Client(headers={"Authorization": "Bearer a token"})
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
 
     def environ(name: str) -> dict[str, str]:
-        said = {key: str(value) for key, value in OURS[name]["environment"].items()}
+        said = {key: str(value) for key, value in OURS[name]["environment"].items()} | {"WAYPOST_INTERNAL_SECRET": "of this test"}
+        if "WAYPOST_USERS_FILE" in said:
+            said["WAYPOST_USERS_FILE"] = str(users)
         said |= {"WAYPOST_BROKER": kafka, "WAYPOST_TOPIC_PREFIX": prefix, "WAYPOST_GROUP": f"{prefix}workers"}
         said["WAYPOST_DATA_DIR"] = str(tmp_path / name)
         for key in ("WAYPOST_WORKER_HOST", "WAYPOST_CONSOLE_HOST"):
@@ -155,17 +161,19 @@ def test_the_processes_of_the_compose_file_make_a_waypost(kafka: str, prefix: st
                 assert time.monotonic() < end, [one.tail(5) for one in running]
                 time.sleep(0.2)
 
-        until(lambda: httpx.get(f"{url}/api/health").json()["status"] == "ok", 90)
-        until(lambda: len(httpx.get(f"{url}/api/health").json()["workers"]) == 2, 60)
-        httpx.put(f"{url}/api/journeys/composed", json=journey("composed", "a", "b")).raise_for_status()
-        httpx.post(f"{url}/api/activities", json=[visit("composed", str(k), "a", "10:00:00") for k in range(20)]).raise_for_status()
+        until(lambda: api.get(f"{url}/api/health").json()["status"] == "ok", 90)
+        until(lambda: len(api.get(f"{url}/api/health").json()["workers"]) == 2, 60)
+        api.put(f"{url}/api/journeys/composed", json=journey("composed", "a", "b")).raise_for_status()
+        api.post(f"{url}/api/activities", json=[visit("composed", str(k), "a", "10:00:00") for k in range(20)]).raise_for_status()
 
         def counted() -> bool:
-            found = httpx.get(f"{url}/api/journeys/composed/results").json()
+            found = api.get(f"{url}/api/journeys/composed/results").json()
             return found.get("status") == "live" and found["stages"][0]["converted"] == 20
 
         until(counted, 60)
+        assert httpx.get(f"{url}/api/journeys").status_code == 401
         for port in (ports["worker-1"], ports["worker-2"]):
+            assert httpx.get(f"http://127.0.0.1:{port}/internal/partitions").status_code == 401
             assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
             assert "waypost_visible_seconds_bucket" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
     finally:

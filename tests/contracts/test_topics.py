@@ -22,7 +22,7 @@ def test_what_fits_is_said_in_no_words():
 def test_the_table_is_the_designs():
     assert [spec.name for spec in TABLE] == [
         "activities", "contact-merges", "contacts", "journeys", "stage-changes", "totals", "handoffs", "recalculations",
-        "recalculation-reports", "rebuilt-evidence", "rejected", "evidence-changelog"]
+        "recalculation-reports", "rebuilt-evidence", "rejected", "audit", "evidence-changelog"]
     assert {spec.name for spec in TABLE if spec.cleanup == "compact"} == {
         "contacts", "journeys", "totals", "recalculations", "recalculation-reports", "evidence-changelog"}
 

@@ -1,0 +1,195 @@
+"""Guard: lets requests pass to those who may: sessions, tokens, roles, no writes from other sites; and writes down who changed what.
+
+ASGI middleware around the whole console. Without a file of users, everybody who reaches it may do everything: such a console listens on loopback
+alone, and answers only to names of loopback, so that no page of another site can reach it through a name of its own (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from aiokafka.errors import KafkaError
+from starlette.datastructures import Headers
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from schemas.hashing import h8
+from schemas.times import format_ms
+from streams.settings import Settings
+
+from .errors import ApiError
+from .handlers import answer
+from .kafka import now_ms
+from .people import EVERYBODY, People, Person, Sessions
+
+log = logging.getLogger(__name__)
+
+COOKIE = "waypost_session"
+SAFE = ("GET", "HEAD", "OPTIONS")
+PUBLIC = re.compile(r"/(healthz|readyz|metrics|login|favicon\.ico|static/.*)")
+PAGES = re.compile(r"/($|journeys$|contacts$|operations$|builder$|account$)")
+Audit = Callable[[dict[str, Any]], Awaitable[None]]
+
+NEEDS: tuple[tuple[str, str, str], ...] = (
+    # methods, path, role; the first that fits counts
+    ("GET", r"/api/rejected|/operations", "operator"),
+    ("GET", r"/builder", "editor"),
+    ("GET", r"/.*", "viewer"),
+    ("POST", r"/logout", "viewer"),
+    ("POST", r"/builder/.*|/api/journeys/[^/]*/preview", "editor"),
+    ("PUT DELETE", r"/api/journeys/[^/]*", "editor"),
+    ("POST", r"/api/recalculations(/[^/]*/cancel)?", "editor"),
+    ("PUT POST DELETE PATCH", r"/.*", "operator"),
+)
+AUDITED = re.compile(r"/api/(journeys/[^/]+|recalculations(/[^/]+/cancel)?|contacts/.+|rejected/resend)", re.DOTALL)
+WITHOUT = re.compile(r"/operations/behind")  # every page asks for it
+
+
+def needed(method: str, path: str) -> str:
+    """The role that a request needs."""
+    method = "GET" if method in SAFE else method
+    if WITHOUT.fullmatch(path):
+        return "viewer"
+    return next((role for methods, pattern, role in NEEDS if method in methods.split() and re.fullmatch(pattern, path, re.DOTALL)), "operator")
+
+
+class Guard:
+    """*people*: None for a console without users. *audit* is given each change as it is done, or refused. *page* shows an error to a browser."""
+
+    def __init__(
+        self, app: ASGIApp, settings: Settings, people: People | None, sessions: Sessions, audit: Audit, page: Callable[[ApiError], Response]
+    ) -> None:
+        self._app = app
+        self._page = page
+        self._people = people
+        self._sessions = sessions
+        self._audit = audit
+        self._host = settings.console_host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        method, path = scope["method"], scope["path"]
+        person, by_token = self._person(headers)
+        scope.setdefault("state", {})["person"] = person
+        refused = self._refused(method, path, headers, person, by_token)
+        status = 500
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await (self._app if refused is None else refused)(scope, receive, watch)
+        finally:
+            if method not in SAFE and AUDITED.fullmatch(path) and not path.endswith("/preview"):
+                await self._told(scope, person, method, path, status)
+
+    def _person(self, headers: Headers) -> tuple[Person | None, bool]:
+        """`(who asks, whether a token says so)`."""
+        if self._people is None:
+            return EVERYBODY, False
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            return self._people.by_token(token.strip()), True
+        name = self._sessions.name(session_of(headers) or "")
+        return (None if name is None else self._people.named(name)), False
+
+    def _refused(self, method: str, path: str, headers: Headers, person: Person | None, by_token: bool) -> Response | None:
+        """What is answered instead; None for a request that may pass."""
+        if self._people is None and not _of_loopback(headers.get("host", ""), self._host):
+            return answer(ApiError(403, "foreign_host", "this console answers to names of this machine alone; open it by its address"))
+        if method not in SAFE and not by_token and _from_elsewhere(headers):
+            return answer(ApiError(403, "cross_site", "a page of another site sent this request: nothing was changed"))
+        if PUBLIC.fullmatch(path):
+            return None
+        if person is None:
+            if method in SAFE and (PAGES.match(path) or "text/html" in headers.get("accept", "")):
+                return RedirectResponse(f"/login?next={quote(path)}", 303, headers={"Cache-Control": "no-store"})
+            message = "log in, or send a token: Authorization: Bearer …"
+            return answer(ApiError(401, "not_logged_in", message, headers={"WWW-Authenticate": "Bearer"}))
+        role = needed(method, path)
+        if not person.may(role):
+            error = ApiError(403, "not_allowed", f"{person.name} is {person.role}; this needs {role}: ask whoever keeps the file of users")
+            return self._page(error) if method in SAFE and "text/html" in headers.get("accept", "") else answer(error)
+        return None
+
+    async def _told(self, scope: Scope, person: Person | None, method: str, path: str, status: int) -> None:
+        kind, _, target = path.removeprefix("/api/").partition("/")
+        if kind == "contacts":
+            target = h8(target).hex()  # who was erased is not to be found here
+        client = scope.get("client")
+        await self._audit(
+            {
+                "at": format_ms(now_ms()), "who": None if person is None else person.name, "role": None if person is None else person.role,
+                "address": client[0] if client else None, "action": f"{method} {kind}", "target": target or None, "status": status,
+            }
+        )  # fmt: skip
+
+
+def session_of(headers: Headers) -> str | None:
+    """The secret of the session that a request carries."""
+    try:
+        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+    except CookieError:
+        return None
+    return None if found is None else found.value
+
+
+def cookie(token: str, secure: bool, seconds: float) -> str:
+    """The header that sets the session, or ends it with an empty *token*."""
+    said = f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={int(seconds) if token else 0}"
+    return said + ("; Secure" if secure else "")
+
+
+def _from_elsewhere(headers: Headers) -> bool:
+    """Whether a browser says that a page of another site sent it."""
+    site = headers.get("sec-fetch-site")
+    if site is not None and site not in ("same-origin", "none"):
+        return True
+    origin = headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+
+
+def _of_loopback(host: str, configured: str) -> bool:
+    name = (urlsplit(f"//{host}").hostname or "") if host else ""
+    if not name or name in ("localhost", configured.lower()) or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this machine reach *host*."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def audit_to(send: Callable[[str, bytes, bytes | None, list[tuple[str, bytes]]], Awaitable[int]], topic: str) -> Audit:
+    """Writes to the audit topic; what cannot be written there is in the log at least."""
+
+    async def write(row: dict[str, Any]) -> None:
+        value = json.dumps(row, ensure_ascii=False).encode()
+        log.info("audit: %s", value.decode())
+        try:
+            await send(topic, (row["who"] or "").encode(), value, [])
+        except (KafkaError, TimeoutError, OSError) as error:
+            log.error("this is not on the audit topic: %s (%r)", value.decode(), error)
+
+    return write
