@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 
 from agents import metrics
 from schemas.journey import ADDED, Journey, journey_json, parse_journey
+from schemas.recalculation import CANCELLED, FAILED, FILLING, LIVE, PLANNED, SWITCHING
 from schemas.rules import catalogue_data
 from schemas.wire import MAX_ID
 
@@ -40,6 +41,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 Cursor = Annotated[str | None, Query(min_length=1, max_length=4000, description="as the page before gave it")]
 # A precondition is HTTP's (RFC 9110), and its answer, 412, depends on the state: so it is told in words, not as a parameter with good and bad values.
 IfMatch = Annotated[str | None, Header(alias="If-Match", include_in_schema=False)]
+STATES = (PLANNED, FILLING, SWITCHING, LIVE, CANCELLED, FAILED)
 GUARD = """
 
 The header `If-Match: "<version>"` guards against lost edits: when another version is there, nothing changes and the answer is 412."""
@@ -310,4 +312,8 @@ def _operations(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def get_metrics() -> Response:
+        table = backend.recalculations.table
+        for state in STATES:
+            metrics.RECALCULATIONS.labels(state).set(sum(one.state == state for one in table.records.values()))
+        metrics.RECALCULATION_PROGRESS.set(min((one.progress for one in table.active()), default=1.0))
         return Response(generate_latest(metrics.CONSOLE), media_type="text/plain; version=0.0.4; charset=utf-8")

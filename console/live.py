@@ -49,13 +49,14 @@ class Live:
         fetch: Callable[[], Awaitable[dict[str, Any]]],
         gone: Callable[[], Awaitable[bool]],
         encode: Callable[[dict[str, Any]], str] = as_json,
+        interval_seconds: float = INTERVAL_SECONDS,
     ) -> AsyncIterator[bytes]:
         """Events of what *fetch* gives, encoded, as they change, until *gone*. Listeners of one *key* share one poller."""
         feed = self._feeds.setdefault(key, _Feed())
         feed.listeners += 1
         metrics.LIVE_STREAMS.inc()
         if feed.task is None:
-            feed.task = asyncio.create_task(_poll(feed, fetch, encode))
+            feed.task = asyncio.create_task(_poll(feed, fetch, encode, interval_seconds))
         try:
             serial, quiet = 0, 0.0
             yield b"retry: 1000\n\n"
@@ -87,7 +88,9 @@ async def _newer(feed: _Feed, serial: int) -> bool:
     return True
 
 
-async def _poll(feed: _Feed, fetch: Callable[[], Awaitable[dict[str, Any]]], encode: Callable[[dict[str, Any]], str]) -> None:
+async def _poll(
+    feed: _Feed, fetch: Callable[[], Awaitable[dict[str, Any]]], encode: Callable[[dict[str, Any]], str], interval_seconds: float
+) -> None:
     loop = asyncio.get_running_loop()
     while True:
         began = loop.time()
@@ -103,4 +106,4 @@ async def _poll(feed: _Feed, fetch: Callable[[], Awaitable[dict[str, Any]]], enc
             async with feed.changed:
                 feed.serial += 1
                 feed.changed.notify_all()
-        await asyncio.sleep(max(0.0, began + INTERVAL_SECONDS - loop.time()))
+        await asyncio.sleep(max(0.0, began + interval_seconds - loop.time()))

@@ -10,7 +10,7 @@ from console.backend import Backend
 from schemas.times import parse_ms
 
 from . import views
-from .page import Words, fill, page, stream
+from .page import SLOW_SECONDS, Words, fill, page, stream
 
 
 def install(router: APIRouter, backend: Backend) -> None:
@@ -28,7 +28,7 @@ def install(router: APIRouter, backend: Backend) -> None:
             return fill("_contact.html", **await shown(backend, id))
 
         await backend.contact(id)
-        return stream(backend, ("contact", id), request, render)
+        return stream(backend, ("contact", id), request, render, SLOW_SECONDS)
 
 
 async def shown(backend: Backend, id_: str) -> dict[str, Any]:

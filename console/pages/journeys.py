@@ -13,7 +13,7 @@ from console.errors import ApiError
 from schemas.journey import Journey
 
 from . import views
-from .page import Number, Words, fill, page, stream
+from .page import SLOW_SECONDS, Number, Words, fill, page, stream
 
 JOURNEYS_A_PAGE = 25
 Sort = Literal["name", "entered", "last", "overall", "kpi", "drop", "recalculated"]
@@ -70,4 +70,4 @@ def install(router: APIRouter, backend: Backend) -> None:
         async def render() -> str:
             return fill("_lines.html", **await lines(q, number, sort, down))
 
-        return stream(backend, ("journeys", q, number, sort, down), request, render)
+        return stream(backend, ("journeys", q, number, sort, down), request, render, SLOW_SECONDS)

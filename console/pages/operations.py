@@ -11,7 +11,7 @@ from console.backend import Backend
 from console.rejected import Filter
 
 from . import views
-from .page import Cursor, Words, fill, page, stream
+from .page import SLOW_SECONDS, Cursor, Words, fill, page, stream
 
 RECALCULATIONS = 12  # shown
 REJECTED_A_PAGE = 50
@@ -48,7 +48,7 @@ def install(router: APIRouter, backend: Backend) -> None:
         async def render() -> str:
             return fill("_operations.html", **await state())
 
-        return stream(backend, "operations", request, render)
+        return stream(backend, "operations", request, render, SLOW_SECONDS)
 
     @router.get("/operations/behind")
     async def behind() -> Response:

@@ -14,11 +14,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from console.backend import Backend
 from console.client import segment
 from console.errors import ApiError
+from console.live import INTERVAL_SECONDS
 from schemas.times import parse_ms
 from schemas.wire import MAX_ID
 
 from . import views
 
+SLOW_SECONDS = 1.0  # between two looks where a page asks for much
 FILES = {
     "console.css": "text/css",
     "console.js": "text/javascript",
@@ -68,7 +70,9 @@ def download(name: str) -> dict[str, str]:
     return {"Content-Disposition": f'attachment; filename="{name}"'}
 
 
-def stream(backend: Backend, key: Hashable, request: Request, render: Callable[[], Awaitable[str]]) -> Response:
+def stream(
+    backend: Backend, key: Hashable, request: Request, render: Callable[[], Awaitable[str]], interval_seconds: float = INTERVAL_SECONDS
+) -> Response:
     """Server-sent events with the part of a page that *render* gives, each time it changes; all who look at the same *key* share it.
 
     What cannot be shown at the moment is an event `unavailable`, with the reason.
@@ -77,7 +81,7 @@ def stream(backend: Backend, key: Hashable, request: Request, render: Callable[[
     async def fetch() -> dict[str, Any]:
         return {"html": await render()}
 
-    events = backend.live.listen(("page", key), fetch, request.is_disconnected, _event)
+    events = backend.live.listen(("page", key), fetch, request.is_disconnected, _event, interval_seconds)
     return StreamingResponse(events, headers={**HEADERS, "X-Accel-Buffering": "no"}, media_type="text/event-stream")
 
 

@@ -5,25 +5,27 @@
   window.waypost = { say };
 
   // ---------------------------------------------------------------- live parts: fresh, or said to be old
-  let heard = Date.now();
+  let heard = Date.now(), told = false; // told: the console itself said why there is nothing new, and says no more until there is
   const note = (text) => {
     const lost = byId("lost");
     if (lost.textContent !== (text || "")) lost.textContent = text || "";
     lost.hidden = !text;
     document.body.classList.toggle("stale", Boolean(text));
   };
-  const fresh = () => { heard = Date.now(); note(""); };
+  const fresh = () => { heard = Date.now(); told = false; note(""); };
   document.addEventListener("htmx:sse:after:message", (event) => { if (!event.detail.message.event) fresh(); });
   document.addEventListener("unavailable", (event) => {
-    heard = Date.now();
+    told = true;
     let why = event.detail.data;
     try { why = JSON.parse(why).error.message; } catch { /* as it is */ }
     note(`${why}. The numbers below are those of the time they carry.`);
   });
+  for (const name of ["htmx:sse:error", "htmx:sse:close", "htmx:sse:before:connection"]) document.addEventListener(name, () => { told = false; });
   const live = document.querySelector("[hx-sse\\:connect]");
   if (live) {
     setInterval(() => {
       if (document.hidden) heard = Date.now();
+      else if (told) return;
       else if (Date.now() - heard > LOST_MS) note("Connection lost. The numbers below are those of the time they carry; this page goes on by itself.");
     }, 500);
   }
