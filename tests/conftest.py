@@ -19,18 +19,18 @@ from streams.brokers import EmbeddedBroker
 from streams.settings import Settings
 from tests.support.kafka import KafkaBroker, KafkaUnavailable
 
-TOGETHER = {"bench": "engine", "broker": "engine", "browser": "console", "contracts": "console", "docs": "console"}
-"""They start brokers and workers, share them, and mostly wait: with `-n 2`, those of one name run one after the other."""
+WITH_PROCESSES = ("bench", "broker", "browser", "contracts", "docs")
+"""They start brokers and workers, and share them: with `-n 2`, one after the other, beside those that only compute."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Two processes: tests of the engine in one, of the console in the other; what only computes, test by test, wherever there is time."""
+    """Of two processes, one runs what starts brokers and workers, the other what only computes, test by test."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Apart(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return TOGETHER.get(nodeid.split("/")[1], nodeid)
+            return "machine" if nodeid.split("/")[1] in WITH_PROCESSES else nodeid
 
     return Apart(config, log)
 

@@ -65,7 +65,7 @@ def pages(bench: Bench) -> list[Row]:
     with ground.worker() as worker:
         ground.until(lambda: worker.built(2, ground.settings.partitions), "both journeys are complete")
         with console(ground, f"http://127.0.0.1:{worker.settings.worker_port}") as (url, process):
-            rows = _timed(bench, url, contacts)
+            rows = [*_timed(bench, url, contacts), _followed(bench, ground, url)]
             rows += [asyncio.run(_open(bench, ground, url, process, distinct)) for distinct in (False, True)]
     return rows
 
@@ -101,6 +101,30 @@ def _timed(bench: Bench, url: str, contacts: int) -> list[Row]:
             raise WrongAnswer(f"pages: a list of {answer['total']} shows {len(answer['contacts'])}")
     rows.append(Row("pages", "the first page of a list is answered", sorted(took)[TRIES // 2] * 1000, "ms", said, at_most=300))
     return rows
+
+
+def _followed(bench: Bench, ground: Ground, url: str) -> Row:
+    """From an activity on its topic to the number on an open page."""
+    producer = Producer(librdkafka_config(ground.settings))
+    took = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        page = browser.new_page()
+        page.goto(f"{url}/journeys/{TEN}")
+        number = page.locator("#converted-1")
+        for k in range(TRIES):
+            bench.progress("pages: a number follows", k, TRIES)
+            page.wait_for_timeout(700)
+            before = number.inner_text()
+            value = {"id": f"follow-{k}", "contact_id": f"follow-{k}", "at": time.time_ns() // 10**6, **_first_stage()}
+            began = time.monotonic()
+            producer.produce(ground.topic("activities"), json.dumps(value).encode(), f"follow-{k}")
+            producer.flush(10)
+            while number.inner_text() == before and time.monotonic() - began < 30:
+                time.sleep(0.01)
+            took.append(time.monotonic() - began)
+        browser.close()
+    return Row("pages", "an activity shows on an open page", max(took) * 1000, "ms", f"the slowest of {TRIES}", at_most=2000)
 
 
 async def _open(bench: Bench, ground: Ground, url: str, process: psutil.Process, distinct: bool) -> Row:

@@ -85,7 +85,7 @@ def test_the_six_steps_of_the_guide_from_an_empty_system_to_a_funnel(
         page.keyboard.press("Control+s")
         # 6: the funnel, with what happened before
         expect(page).to_have_url(re.compile("/journeys/small-business-loan$"))
-        expect(page.locator("#converted-1")).to_have_text("9", timeout=20_000)
+        expect(page.locator("#converted-1")).to_have_text("9")
         counts = [page.locator(f"#converted-{k}").inner_text() for k in range(1, 7)]
         assert counts == ["9", "7", "6", "4", "3", "2"]
         expect(page.locator("#stage-6")).to_contain_text("100.0 %")
@@ -145,13 +145,14 @@ def test_stages_rules_and_groups_move_by_keyboard_and_by_mouse(page: Page, waypo
     add_rule(page, "member", "#at-stages-0-condition-any-1-rule")
     page.locator("#at-stages-0-condition-any-1-all").click()
     expect(page.locator("#sentence")).to_contain_text("or (became a member)")
-    page.locator("#at-stages-0-condition-any-1-any-0-grip, #at-stages-0-condition-any-1-all-0-grip").focus()
+    page.locator("#at-stages-0-condition-any-1-all-0-grip").focus()
     page.keyboard.press("Alt+ArrowLeft")
     expect(page.locator("#at-stages-0-condition-any-2")).to_contain_text("Became a member")
 
 
 def test_a_draft_outlives_its_page_and_is_discarded_or_taken_back(page: Page, waypost: Waypost) -> None:
     put(waypost, journey("draft", "a"))
+    waypost.settled("draft")
     page.goto("/builder?id=draft")
     page.locator("#at-stages-0-kpi").fill("12")
     expect(page.locator("#bar")).to_contain_text("KPI of stage 1, a: none → 12")
@@ -245,4 +246,4 @@ def test_visits_reach_a_stage_that_was_made_here(page: Page, waypost: Waypost) -
     page.keyboard.press("Control+s")
     expect(page).to_have_url(re.compile("/journeys/made$"))
     send(waypost, "activities", visit("made", "x", "a", "10:00:00"), visit("made", "x", "c", "11:00:00"))
-    expect(page.locator("#converted-2")).to_have_text("1", timeout=15_000)
+    expect(page.locator("#converted-2")).to_have_text("1")

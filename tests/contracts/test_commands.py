@@ -149,7 +149,9 @@ def test_a_worker_that_dies_is_started_again(broker: Broker, prefix: str, tmp_pa
         os.kill(pid, signal.SIGKILL)
         running.until(lambda: running.health()["status"] == "degraded")
         running.until(lambda: running.health()["status"] == "ok", 60)
-        assert running.health()["workers"] == [worker]
+        (again,) = (one for one in running.health()["workers"] if one["state"] == "live")
+        assert (again["url"], again["partitions"]) == (worker["url"], worker["partitions"])
+        assert again["started_at"] > worker["started_at"]
         assert running.settled("x")["stages"][0]["converted"] == 50
 
 

@@ -17,7 +17,7 @@ from streams.guarded import GuardedProcess
 from streams.settings import Settings
 
 START_SECONDS = 60.0
-SETTLE_SECONDS = 20.0
+SETTLE_SECONDS = 60.0
 
 
 class Waypost:

@@ -116,6 +116,7 @@
   // ---------------------------------------------------------------- moving things
   const stageLimit = () => draft.stages.length >= 10;
   const move = (from, to) => { // from an address of a member to [list, place]
+    if (get(from) === undefined) return null; // the page still shows what is gone
     const [source, at] = split(from), [target, place] = to, taken = list(source).splice(at, 1)[0];
     let there = target;
     if (target.startsWith(from)) { list(source).splice(at, 0, taken); return null; } // not into itself
@@ -245,7 +246,10 @@
   };
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do]");
-    if (button && !button.disabled) doing[button.dataset.do](button.dataset, button);
+    if (!button || button.disabled) return;
+    const { do: what, at } = button.dataset;
+    if ((what === "remove" || what === "duplicate") && get(at) === undefined) return; // the page still shows what is gone
+    doing[what](button.dataset, button);
   });
   const problem = (text) => { const place = byId("error"); place.textContent = text; place.hidden = !text; };
   const save = async () => {

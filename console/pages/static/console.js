@@ -32,15 +32,12 @@
   document.addEventListener("htmx:after:swap", (event) => { // a number that changed is tinted for a second
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
     for (const node of document.querySelectorAll("[data-n]")) {
-      const before = node.dataset.was;
-      if (before !== undefined && before !== node.textContent) {
-        node.classList.remove("new");
-        void node.offsetWidth; // begins the animation anew
-        node.classList.add("new");
-      }
-      node.dataset.was = node.textContent;
+      const before = was.get(node);
+      if (before !== undefined && before !== node.textContent) node.animate([{ background: "var(--accent-bg)" }, {}], 1000);
+      was.set(node, node.textContent);
     }
   });
+  const was = new WeakMap();
 
   // ---------------------------------------------------------------- calling the API
   const call = async (method, path, body, headers = {}) => {
@@ -57,10 +54,11 @@
     if (!button || button.type === "submit") return;
     if (button.dataset.sure && button.dataset.asked !== "yes") { // asks once
       button.dataset.asked = "yes";
-      button.dataset.text = button.textContent;
+      button.setAttribute("hx-morph-skip", ""); // what comes meanwhile does not take the question back
+      const text = button.textContent;
       button.textContent = button.dataset.sure;
       say(button.dataset.sure);
-      setTimeout(() => { if (button.isConnected) { button.dataset.asked = ""; button.textContent = button.dataset.text; } }, 5000);
+      setTimeout(() => { button.dataset.asked = ""; button.removeAttribute("hx-morph-skip"); button.textContent = text; }, 5000);
       return;
     }
     await act(button);
