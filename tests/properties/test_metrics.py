@@ -19,7 +19,7 @@ from tests.support.corpus import AT_MS, activity, raw
 
 async def scraped(live: dict[int, Any], behind: dict[tuple[str, int], int]) -> dict[str, float]:
     """The gauges of partitions as /metrics shows them, when *live* are here."""
-    context = SimpleNamespace(topics={source: f"ours.{source}" for source in SOURCES})
+    context = SimpleNamespace(topics={source: f"ours.{source}" for source in SOURCES}, now_ms=lambda: 0)
     partitions: Any = SimpleNamespace(active=lambda: live, context=context)
     app = internal.application(partitions, lambda: True, lambda topic, partition: behind.get((topic, partition), 0))
     async with TestClient(TestServer(app)) as client:
