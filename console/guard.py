@@ -39,7 +39,7 @@ Audit = Callable[[dict[str, Any]], Awaitable[None]]
 
 NEEDS: tuple[tuple[str, str, str], ...] = (
     # methods, path, role; the first that fits counts
-    ("GET", r"/api/rejected|/operations", "operator"),
+    ("GET", r"/api/rejected|/operations|/stream/operations", "operator"),
     ("GET", r"/builder", "editor"),
     ("GET", r"/.*", "viewer"),
     ("POST", r"/logout", "viewer"),

@@ -89,7 +89,7 @@ def test_what_orchestrators_ask_is_answered_to_everybody(guarded: Waypost) -> No
         (
             "editor",
             [("GET", "/builder"), ("DELETE", "/api/journeys/nowhere")],
-            [("DELETE", "/api/contacts/y"), ("POST", "/api/activities"), ("GET", "/operations")],
+            [("DELETE", "/api/contacts/y"), ("POST", "/api/activities"), ("GET", "/operations"), ("GET", "/stream/operations")],
         ),
         ("operator", [("GET", "/operations"), ("GET", "/api/rejected"), ("DELETE", "/api/contacts/y")], []),
     ],
