@@ -192,7 +192,7 @@ def test_states_of_calculating_for_the_first_time_and_of_an_edit(page: Page, way
     waypost.settled("held")
     slow = waypost.http.post("/api/recalculations", json={"journeys": ["held"], "events_per_second": 1}).json()["id"]
     try:
-        waypost.until(lambda: waypost.http.get(f"/api/recalculations/{slow}").json()["state"] == "filling", 20, "for one that others wait for")
+        waypost.until(lambda: waypost.http.get(f"/api/recalculations/{slow}").json()["state"] == "filling", 90, "for one that others wait for")
         put(waypost, journey("waits", "a"))
         page.goto("/journeys/waits")
         expect(page.locator("#calculating")).to_contain_text("for the first time")
