@@ -60,3 +60,9 @@ def _thin(condition: Any, left: int) -> int:
                 else:
                     left = _thin(member, left)
     return left
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """What links put together of answers and generated parts is kept to the same rules."""
+    map_body(context, case.body)

@@ -30,7 +30,8 @@ def test_schemathesis_finds_nothing(waypost: Waypost, tmp_path: Path) -> None:
         done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=600, check=False)
     finally:
         for one in waypost.http.get("/api/recalculations", params={"limit": 1000}).json()["recalculations"]:
-            if one["state"] in ("planned", "filling", "switching"):  # one at an activity a second would take hours, and others wait for it
+            # at an activity a second it would take hours, and others wait; those of edits are left: their journeys would stay without numbers
+            if one["cause"] == "request" and one["state"] in ("planned", "filling", "switching"):
                 waypost.http.post(f"/api/recalculations/{one['id']}/cancel")
     assert done.returncode == 0, "\n".join(line[:500] for line in done.stdout.splitlines())
     assert re.search(r"(\d{3,}) generated, \1 passed", done.stdout), done.stdout[-2000:]  # that it found none of the journeys it named is a warning
