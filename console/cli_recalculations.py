@@ -116,7 +116,8 @@ def _end(one: dict[str, Any], as_json: bool) -> None:
         print_json(one)
     elif one["state"] == "live":
         changed = "1 contact stands" if one["changed"] == 1 else f"{figures.number(one['changed'])} contacts stand"
-        out.print(f"{one['id']} is live: {figures.number(one['events_read'])} activities read, {changed} elsewhere than before", markup=False)
+        said = f"{one['id']} is live: {figures.number(one['events_read'])} activities read, {changed} elsewhere than before"
+        out.print(said, markup=False, soft_wrap=True)
     if one["state"] != "live":
         reason = f": {one['reason']}" if one["reason"] else ""
         raise Failed(f"{one['id']} was {one['state']}{reason}" if one["state"] == "cancelled" else f"{one['id']} {one['state']}{reason}")
