@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -45,8 +46,11 @@ FILE_COLUMNS = 120  # where output is no terminal, and so has no width
 
 
 def _console(stderr: bool = False) -> Console:
-    made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+    # With FORCE_COLOR, as CI systems set it, rich takes a file for a terminal, and a dumb one for 80 columns whatever COLUMNS says
+    made = Console(stderr=stderr, highlight=False, force_terminal=False if dumb and not terminal else None)
+    if not terminal and "COLUMNS" not in os.environ:
         made.width = FILE_COLUMNS
     return made
 

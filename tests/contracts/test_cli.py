@@ -110,6 +110,16 @@ def test_what_does_not_work_ends_with_1_and_the_way_out(tmp_path: Path) -> None:
     assert "Traceback" not in unreachable.stderr
 
 
+@pytest.mark.parametrize(("columns", "width"), [("", 120), ("200", 200)])
+@pytest.mark.parametrize("looks", [{}, {"FORCE_COLOR": "1", "TERM": "dumb"}, {"FORCE_COLOR": "1", "TERM": "xterm"}])
+def test_a_file_is_as_wide_as_it_is_told_or_120(looks: dict[str, str], columns: str, width: int) -> None:
+    clean = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "FORCE_COLOR", "TERM")}
+    environ = {**clean, **looks, **({"COLUMNS": columns} if columns else {})}
+    said = "from console.options import err, out; print(out.width, err.width)"
+    done = subprocess.run([sys.executable, "-c", said], env=environ, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [str(width), str(width)]
+
+
 def test_config_says_where_values_come_from_and_masks_secrets(tmp_path: Path) -> None:
     file = tmp_path / "waypost.toml"
     file.write_text('partitions = 8\ngroup = "ours"\nsasl_password = "open sesame"\n')
