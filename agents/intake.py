@@ -89,41 +89,6 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     return Taken(hits, ids, [], refused)
 
 
-def rebuilt(
-    records: Sequence[Any], matcher: Matcher, ahead_ms: int, into: dict[str, list[tuple[bytes, bytes]]]
-) -> int:
-    """Adds to *into* the hits of a chunk of the log as librdkafka hands it out, as `activities` finds them; how many they are.
-
-    What `activities` refuses is passed over: it was said when it arrived. What was ahead of the clock then is judged by the record's own time.
-    """
-    decode, match, plain_bytes = codec.activity_decoder, matcher.match, codec.PLAIN_BYTES
-    found = 0
-    for record in records:
-        raw = record.value()
-        try:
-            if raw is not None and len(raw) <= plain_bytes and raw.isascii():
-                activity = decode(raw)
-            else:
-                activity = codec.decode_activity(raw)
-            rules = match(activity)
-            if not rules:
-                continue
-            at_ms = codec.activity_at_ms(activity)
-            kind, sent_ms = record.timestamp()
-            if kind and 0 < sent_ms < at_ms - ahead_ms:
-                continue
-        except (Refused, *codec.DECODE_ERRORS):
-            continue
-        hit = (at_ms + BIAS).to_bytes(8, "big") + h8(activity.id or codec.activity_id(activity, raw))
-        mine = into.get(activity.contact_id)
-        if mine is None:
-            mine = into[activity.contact_id] = []
-        for rule in rules:
-            mine.append((rule, hit))
-        found += len(rules)
-    return found
-
-
 def as_join(contact: str, hits: list[tuple[bytes, bytes]]) -> Join:
     """Hits of a contact as a message that brings them to whoever holds it."""
     blobs: dict[bytes, set[bytes]] = {}

@@ -19,14 +19,12 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from schemas.recalculation import FILLING, JOB, JobReport, Recalculation, encode_report, report_key
-from schemas.rules import Rule
-from state.matching import Matcher
-from state.recalculation import evidence_key
 from streams.partitioner import partition_of
-from streams.reader import ReaderError, broker_kind, read_log
+from streams.reader import ReaderError, broker_kind
+from streams.replay import read_blocks
 from streams.settings import Settings, librdkafka_config
 
-from . import handoffs, intake
+from . import handoffs, intake, rebuilding
 from .catalog import JOURNEYS, RECALCULATIONS, REPORTS, Catalog
 
 log = logging.getLogger(__name__)
@@ -38,11 +36,6 @@ LIVE_DELAY_SECONDS = 3.0  # workers commit once a second: a second or two is no 
 LOOK_SECONDS = 0.5
 SLOWEST, FASTEST = 1_000.0, 2_000_000.0  # activities a second
 RETRY_SECONDS = 1.0
-
-
-def rebuild_matcher(one: Recalculation, rules: dict[bytes, Rule]) -> Matcher:
-    """A matcher that finds hits of *rules* (by rule key) under the epoch of *one*."""
-    return Matcher({evidence_key(key, one.id): rule for key, rule in rules.items()})
 
 
 class Control:
@@ -223,28 +216,28 @@ class Recalculator:
     def _fill(self, one: Recalculation, todo: dict[int, tuple[int, int]]) -> None:
         """Reads *todo* to its end, or until the recalculation or the partitions are no longer ours."""
         rules = self._control.catalog.recalculations.rules(one.id)
-        matcher = rebuild_matcher(one, rules)
+        matcher, sieve = rebuilding.finder(one, rules)
         self._pace.throttle = one.throttle or self.settings.recalculation_events_per_second
         share = len(self._membership.mine) / self.settings.partitions
         self._written = self._control.catalog.reports.written(one.id)
-        hits: dict[str, list[tuple[bytes, bytes]]] = {}
+        hits: rebuilding.Hits = {}
         read = {p: begin for p, (begin, _) in todo.items()}
         pending, total, began, flushed = 0, 0, time.monotonic(), time.monotonic()
         log.info("recalculation %s: reading %s", one.id, {p: f"{a}..{b - 1}" for p, (a, b) in todo.items()})
         starts, ends = {p: a for p, (a, _) in todo.items()}, {p: b for p, (_, b) in todo.items()}
-        chunks = read_log(self.settings, self._topic, sorted(todo), start=starts, ends=ends)
+        blocks = read_blocks(self.settings, self._topic, sorted(todo), start=starts, ends=ends)
         try:
-            for number, records in chunks:
-                pending += intake.rebuilt(records, matcher, self.settings.max_future_ms, hits)
-                read[number] = records[-1].offset() + 1 if records else read[number]
-                total += len(records)
+            for number, block in blocks:
+                pending += rebuilding.hits(block, matcher, sieve, self.settings.max_future_ms, hits)
+                read[number] = block.next
+                total += len(block)
                 if pending >= FLUSH_HITS or time.monotonic() - flushed > FLUSH_SECONDS:
                     self._flush(one, hits, todo, read)
                     pending, flushed = 0, time.monotonic()
                     self._wait_for_workers(one)
                 if self._delay.look():
                     self._pace.living(self._delay.seconds, total / max(0.001, time.monotonic() - began))
-                until = time.monotonic() + self._pace.wait_seconds(len(records), share)
+                until = time.monotonic() + self._pace.wait_seconds(len(block), share)
                 while True:
                     self._membership.poll()
                     self._control.read(0)
@@ -258,7 +251,7 @@ class Recalculator:
             else:
                 read = {p: max(read[p], end) for p, (_, end) in todo.items()}
         finally:
-            chunks.close()  # type: ignore[attr-defined]
+            blocks.close()  # type: ignore[attr-defined]
         if not self._over(one):
             self._flush(one, hits, todo, read)
             took = time.monotonic() - began
@@ -268,7 +261,7 @@ class Recalculator:
         now = self._control.catalog.recalculations.records.get(one.id)
         return now is None or now.state != FILLING
 
-    def _flush(self, one: Recalculation, hits: dict[str, list[tuple[bytes, bytes]]], todo: Iterable[int], read: dict[int, int]) -> None:
+    def _flush(self, one: Recalculation, hits: rebuilding.Hits, todo: Iterable[int], read: dict[int, int]) -> None:
         """Writes the evidence gathered, and when the broker has it, how far the log was read."""
         topic, count, produce = self.settings.topic_prefix + "rebuilt-evidence", self.settings.partitions, self._producer.produce
         for contact, mine in hits.items():

@@ -224,7 +224,7 @@ class Matcher:
 
     def _compile(self, rules: dict[bytes, Rule]) -> Callable[[WireActivity], Keys]:
         """A function that says which of *rules* an activity of their type meets."""
-        tests = {key: _possible(rule.tests()) for key, rule in rules.items()}
+        tests = {key: possible(rule.tests()) for key, rule in rules.items()}
         shared = Counter(operand for of_rule in tests.values() for test in of_rule or () for operand in _operands(test))
         pivots: dict[str, list[tuple[FieldTest, Found]]] = defaultdict(list)
         always: list[Found] = []
@@ -295,7 +295,7 @@ def _settled(found: Found, activity: WireActivity) -> Keys:
     return met
 
 
-def _possible(tests: tuple[FieldTest, ...]) -> list[FieldTest] | None:
+def possible(tests: tuple[FieldTest, ...]) -> list[FieldTest] | None:
     """*tests* without those of fields that activities do not have, which are missing always; None when one of these fails."""
     if any(test.field not in FIELDS and not OPERATORS[test.operator].negative for test in tests):
         return None

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
@@ -140,6 +141,41 @@ def _ends_by_fetching(settings: Settings, listed: Mapping[Partition, int]) -> di
 # ---------------------------------------------------------------- reading
 
 
+@dataclass
+class Extent:
+    """What there is to read of a topic, by partition: `begun` and `stop` are the first offset and the one after the last, `at` the next one."""
+
+    begun: dict[int, int]
+    stop: dict[int, int]
+
+    def __post_init__(self) -> None:
+        self.at = dict(self.begun)
+        self.left = {number for number, offset in self.begun.items() if offset < self.stop[number]}
+        self.total = sum(self.stop[number] - self.begun[number] for number in self.left)
+
+    def passed(self) -> int:
+        """Offsets passed."""
+        return sum(offset - self.begun[number] for number, offset in self.at.items())
+
+    def reached(self, number: int, offset: int) -> None:
+        """Everything before *offset* is read; a partition that is at its end is not `left` any more."""
+        self.at[number] = max(self.at[number], min(offset, self.stop[number]))
+        if self.at[number] >= self.stop[number]:
+            self.left.discard(number)
+
+
+def extent(
+    settings: Settings, topic: str, partitions: Collection[int] | None, start: Mapping[int, int] | None, ends: Mapping[int, int] | None
+) -> Extent:
+    """What `read_log` reads with these arguments. Raises ReaderError."""
+    known = partitions_of_topics(settings, [topic])
+    wanted = known if partitions is None else [(topic, number) for number in partitions]
+    if strange := set(wanted) - set(known):
+        raise ReaderError(f"topic {topic} has {len(known)} partitions, and no partition {min(strange)[1]}")
+    begun = {number: max(offset, (start or {}).get(number, 0)) for (_, number), offset in begin_offsets(settings, wanted).items()}
+    return Extent(begun, {number: (ends or {}).get(number, end) for (_, number), end in end_offsets(settings, wanted).items()})
+
+
 def read_log(
     settings: Settings,
     topic: str,
@@ -156,40 +192,31 @@ def read_log(
     to stop before by partition, where it is not the end. Offsets may have gaps (compaction, transactions), records of aborted transactions
     are left out. *progress* is told (offsets passed, offsets in all) after each chunk. Raises ReaderError.
     """
-    known = partitions_of_topics(settings, [topic])
-    wanted = known if partitions is None else [(topic, number) for number in partitions]
-    if strange := set(wanted) - set(known):
-        raise ReaderError(f"topic {topic} has {len(known)} partitions, and no partition {min(strange)[1]}")
-    begun = {number: max(offset, (start or {}).get(number, 0)) for (_, number), offset in begin_offsets(settings, wanted).items()}
-    stop = {number: (ends or {}).get(number, end) for (_, number), end in end_offsets(settings, wanted).items()}
-    passed = {number: offset for number, offset in begun.items() if offset < stop[number]}
-    total = sum(stop[number] - offset for number, offset in passed.items())
+    todo = extent(settings, topic, partitions, start, ends)
 
     def tell() -> None:
         if progress:
-            progress(sum(offset - begun[number] for number, offset in passed.items()), total)
+            progress(todo.passed(), todo.total)
 
     tell()
-    if not total:
+    if not todo.left:
         return
-    left = set(passed)
-    consumer = _consumer(settings, len(left))
+    consumer = _consumer(settings, len(todo.left))
     try:
-        consumer.assign([TopicPartition(topic, number, offset) for number, offset in passed.items()])
+        consumer.assign([TopicPartition(topic, number, todo.at[number]) for number in todo.left])
         for records, finished in _polled(consumer, settings, chunk_records):
-            for number, chunk in _by_partition(records, left):
-                end, after = stop[number], chunk[-1].offset() + 1
-                passed[number] = min(after, end)
+            before = set(todo.left)
+            for number, chunk in _by_partition(records, before):
+                end, after = todo.stop[number], chunk[-1].offset() + 1
+                todo.reached(number, after)
                 yield number, chunk if after <= end else [record for record in chunk if record.offset() < end]
             for event in finished:
-                number = event.partition()
-                if number in left:
-                    passed[number] = max(passed[number], min(event.offset(), stop[number]))
+                if event.partition() in before:
+                    todo.reached(event.partition(), event.offset())
             tell()
-            for number in [number for number in left if passed[number] >= stop[number]]:
-                left.discard(number)
+            for number in before - todo.left:
                 consumer.pause([TopicPartition(topic, number)])
-            if not left:
+            if not todo.left:
                 return
     finally:
         consumer.close()

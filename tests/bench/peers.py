@@ -99,26 +99,24 @@ def librdkafka(bootstrap: str, topic: str, count: int, _: Path, file: Path) -> N
 
 
 def job(bootstrap: str, topic: str, count: int, _: Path, file: Path) -> None:
-    from agents import intake
-    from agents.recalculator import rebuild_matcher
+    from agents import rebuilding
     from schemas.journey import parse_journey
     from schemas.recalculation import FILLING, REQUEST, Recalculation
     from state.recalculation import rules_by_key
-    from streams.reader import read_log
+    from streams.replay import read_blocks
     from streams.settings import Settings
     from tests.bench.data import journey
 
     rules = rules_by_key(parse_journey(journey()))
     one = Recalculation(id="bench", state=FILLING, cause=REQUEST, journeys=("bench",), rules=tuple(rules.values()))
-    matcher = rebuild_matcher(one, rules)
-    hits: dict[str, list[tuple[bytes, bytes]]] = {}
-    clock: Clock | None = None
-    for _, records in read_log(Settings.load({"broker": bootstrap}, environ={}), topic):
-        clock = clock or Clock(count)
-        intake.rebuilt(records, matcher, 1 << 50, hits)
+    finder = rebuilding.finder(one, rules)
+    hits: rebuilding.Hits = {}
+    clock = Clock(count)
+    for _, block in read_blocks(Settings.load({"broker": bootstrap}, environ={}), topic):
+        rebuilding.hits(block, *finder, 1 << 50, hits)
         if len(hits) > 100_000:
             hits.clear()
-        if clock.done(len(records)):
+        if clock.done(len(block)):
             clock.tell(file)
 
 

@@ -9,9 +9,10 @@ from aiokafka.errors import KafkaError
 
 from streams.partitioner import partition_of
 from streams.reader import ReaderError, begin_offsets, broker_kind, end_offsets, partitions_of_topics, read_log
+from streams.replay import read_blocks
 from streams.settings import aiokafka_kwargs
 from streams.topics import TopicsError, check, names, provision, topic_name
-from tests.support.records import values, write
+from tests.support.records import write
 
 
 @pytest.fixture
@@ -117,18 +118,17 @@ async def test_a_batch_made_by_hand_keeps_its_order(settings, topics):
 
 
 @pytest.mark.parametrize(("topic", "mib"), [("activities", 3), ("rejected", 5), ("handoffs", 15), ("evidence-changelog", 15)])
-def test_large_records_fit_where_they_must(settings, topics, topic, mib):
+def test_large_records_fit_where_they_must(settings, topics, topic, mib, read):
     big = bytes(1 << 20) * mib
     write(settings, topics[topic], [{"key": b"k", "value": big}])
-    [(_, [record])] = list(read_log(settings, topics[topic]))
-    assert record.value() == big
+    [[record]] = read(settings, topics[topic]).values()
+    assert record == (0, big)
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
-def test_compressed_records_are_read(settings, topics, codec):
+def test_compressed_records_are_read(settings, topics, codec, read):
     write(settings, topics["activities"], [{"key": b"k", "value": b"v" * 1000, "partition": 0}] * 10, **{"compression.type": codec})
-    [(_, records)] = list(read_log(settings, topics["activities"]))
-    assert [record.value() for record in records] == [b"v" * 1000] * 10
+    assert read(settings, topics["activities"]) == {0: [(offset, b"v" * 1000) for offset in range(10)]}
 
 
 async def test_both_libraries_send_a_key_where_our_partitioner_says(settings, topics):
@@ -157,11 +157,11 @@ def test_ends_count_every_record_of_the_last_batch(settings, topics):
     assert list(begin_offsets(settings, asked).values()) == [0, 0, 0, 0, 0]
 
 
-def test_the_reader_reads_all_partitions_and_tells_how_far_it_is(settings, topics):
+def test_the_reader_reads_all_partitions_and_tells_how_far_it_is(settings, topics, read):
     topic = topics["activities"]
     write(settings, topic, [{"key": b"%d" % n, "value": b"%d" % n, "partition": n % 3} for n in range(30_000)])  # partition 3 stays empty
     told = []
-    found = values(settings, topic, progress=lambda done, total: told.append((done, total)), chunk_records=5_000)
+    found = read(settings, topic, progress=lambda done, total: told.append((done, total)))
     assert {partition: len(records) for partition, records in found.items()} == {0: 10_000, 1: 10_000, 2: 10_000}
     for partition, records in found.items():
         assert [offset for offset, _ in records] == list(range(10_000))
@@ -171,35 +171,39 @@ def test_the_reader_reads_all_partitions_and_tells_how_far_it_is(settings, topic
     assert told == sorted(told)
 
 
-def test_the_reader_begins_and_ends_where_it_is_told(settings, topics):
+def test_the_reader_begins_and_ends_where_it_is_told(settings, topics, read):
     topic = topics["activities"]
     write(settings, topic, [{"key": b"k", "value": b"%d" % n, "partition": n % 2} for n in range(200)])
-    found = values(settings, topic, partitions=[1], start={1: 40}, ends={1: 60})
+    found = read(settings, topic, partitions=[1], start={1: 40}, ends={1: 60})
     assert [offset for offset, _ in found.pop(1)] == list(range(40, 60))
     assert found == {}
-    assert values(settings, topic, start={0: 100, 1: 7_000}) == {}, "from the end on there is nothing, and past it neither"
+    assert read(settings, topic, start={0: 100, 1: 7_000}) == {}, "from the end on there is nothing, and past it neither"
 
 
-def test_the_reader_does_not_run_after_a_writer(settings, topics):
+@pytest.mark.parametrize("reader", [
+    lambda *of: ([record.value() for record in records] for _, records in read_log(*of, chunk_records=100)),
+    lambda *of: (list(block.values()) for _, block in read_blocks(*of)),
+], ids=["one by one", "in bulk"])
+def test_the_reader_does_not_run_after_a_writer(settings, topics, reader):
     """It ends where the log ended when it began, however much is written meanwhile."""
     topic = topics["activities"]
-    write(settings, topic, [{"key": b"k", "value": b"before", "partition": 0}] * 500)
+    write(settings, topic, [{"key": b"k", "value": b"before" * 5_000, "partition": 0}] * 500)  # more than one fetch
     seen = []
-    for _, records in read_log(settings, topic, chunk_records=100):
-        seen += [record.value() for record in records]
+    for found in reader(settings, topic):
+        seen += found
         write(settings, topic, [{"key": b"k", "value": b"after", "partition": 0}] * 200)
-    assert seen == [b"before"] * 500
+    assert seen == [b"before" * 5_000] * 500
 
 
-def test_reading_an_empty_topic_ends_at_once(settings, topics):
-    assert values(settings, topics["activities"]) == {}
+def test_reading_an_empty_topic_ends_at_once(settings, topics, read):
+    assert read(settings, topics["activities"]) == {}
 
 
-def test_reading_what_is_not_there_is_an_error_with_a_way_out(settings, topics):
+def test_reading_what_is_not_there_is_an_error_with_a_way_out(settings, topics, read):
     with pytest.raises(ReaderError, match="is missing; make it with `waypost topics`"):
-        values(settings, "nowhere")
+        read(settings, "nowhere")
     with pytest.raises(ReaderError, match="has 4 partitions, and no partition 9"):
-        values(settings, topics["activities"], partitions=[0, 9])
+        read(settings, topics["activities"], partitions=[0, 9])
     assert "nowhere" not in {topic for topic, _ in partitions_of_topics(settings, [topics["activities"]])}
 
 

@@ -8,9 +8,10 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.reader import begin_offsets, end_offsets
+from streams.replay import read_blocks
 from streams.settings import Settings, librdkafka_config
 from tests.support.kafka import KafkaBroker
-from tests.support.records import values, write
+from tests.support.records import values, values_in_bulk, write
 
 
 @pytest.fixture
@@ -36,23 +37,23 @@ def in_transaction(settings, topic, values, commit):
     (producer.commit_transaction if commit else producer.abort_transaction)(20)
 
 
-def test_transactions_leave_gaps_and_what_was_aborted_is_not_read(settings):
+def test_transactions_leave_gaps_and_what_was_aborted_is_not_read(settings, read):
     topic = make(settings, "tx")
     in_transaction(settings, topic, [b"a", b"b"], commit=True)  # offsets 0, 1, marker 2
     in_transaction(settings, topic, [b"x", b"y"], commit=False)  # offsets 3, 4, marker 5
     write(settings, topic, [{"value": b"c", "key": b"k"}])
     in_transaction(settings, topic, [b"d"], commit=True)  # the log ends with a marker
     told = []
-    found = values(settings, topic, progress=lambda done, total: told.append((done, total)))
+    found = read(settings, topic, progress=lambda done, total: told.append((done, total)))
     assert found == {0: [(0, b"a"), (1, b"b"), (6, b"c"), (7, b"d")]}
     assert end_offsets(settings, [(topic, 0)]) == {(topic, 0): 9}
     assert told[-1] == (9, 9)
 
 
-def test_a_log_of_nothing_but_aborted_records_ends(settings):
+def test_a_log_of_nothing_but_aborted_records_ends(settings, read):
     topic = make(settings, "aborted")
     in_transaction(settings, topic, [b"x"] * 10, commit=False)
-    assert values(settings, topic) == {}
+    assert read(settings, topic) == {}
 
 
 def test_compaction_leaves_gaps(settings):
@@ -66,13 +67,14 @@ def test_compaction_leaves_gaps(settings):
         assert time.monotonic() < until, f"still {len(found)} records"
         time.sleep(0.5)
         write(settings, topic, [{"key": b"more", "value": b""}])
+    assert set(values_in_bulk(settings, topic)[0]) <= set(found), "compaction may have taken more meanwhile"
     offsets = [offset for offset, _ in found]
     assert offsets == sorted(set(offsets))
     assert offsets[0] > 0
     assert {value for offset, value in found if offset < 100} <= {b"3", b"4"}
 
 
-def test_what_retention_took_is_passed_over(settings):
+def test_what_retention_took_is_passed_over(settings, read):
     topic = make(settings, "short")
     write(settings, topic, [{"key": b"k", "value": b"%d" % n} for n in range(100)])
     admin = AdminClient(librdkafka_config(settings))
@@ -80,9 +82,37 @@ def test_what_retention_took_is_passed_over(settings):
     gone.result(10)
     assert begin_offsets(settings, [(topic, 0)]) == {(topic, 0): 60}
     told = []
-    found = values(settings, topic, start={0: 10}, progress=lambda done, total: told.append((done, total)))
+    found = read(settings, topic, start={0: 10}, progress=lambda done, total: told.append((done, total)))
     assert [offset for offset, _ in found[0]] == list(range(60, 100))
     assert told[-1] == (40, 40)
+
+
+def test_what_retention_takes_while_it_is_read_is_passed_over(settings, read, monkeypatch):
+    topic = make(settings, "shorter")
+    write(settings, topic, [{"key": b"k", "value": b"%d" % n} for n in range(100)])
+    admin = AdminClient(librdkafka_config(settings))
+    [gone] = admin.delete_records([TopicPartition(topic, 0, 60)]).values()
+    gone.result(10)
+    monkeypatch.setattr("streams.reader.begin_offsets", lambda *_: {(topic, 0): 0})  # as it was a moment ago
+    assert read(settings, topic) == {0: [(n, b"%d" % n) for n in range(60, 100)]}
+
+
+@pytest.mark.kafka
+def test_reading_in_bulk_goes_on_when_the_broker_was_away(tmp_path, prefix):
+    broker = KafkaBroker(tmp_path, heap_mb=256)
+    try:
+        settings = Settings.load({"broker": broker.start(), "topic_prefix": prefix}, environ={})
+        topic = make(settings, "long")
+        write(settings, topic, [{"key": b"k", "value": b"%d" % n + bytes(100_000)} for n in range(1_000)])  # 100 MB: more than is held
+        seen, restarted = [], False
+        for _, block in read_blocks(settings, topic):
+            seen += [value.rstrip(b"\0") for value in block.values()]
+            if not restarted:
+                broker.restart()
+                restarted = True
+        assert seen == [b"%d" % n for n in range(1_000)]
+    finally:
+        broker.kill()
 
 
 @pytest.mark.kafka

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from agents import handoffs, intake
+import numpy as np
+
+from agents import handoffs, intake, rebuilding
 from agents.partition import Context, Partition
 from agents.partitions import recorded
-from agents.recalculator import rebuild_matcher
 from agents.reporter import report_of
 from schemas.recalculation import FILLING, JOB, WORKER, JobReport, Recalculation
 from state.matching import Matcher
 from state.recalculation import Flush, Reports, advance, begin, missing
+from streams.blocks import COLUMNS, OFFSET, TIMESTAMP, VALUE, VALUE_SIZE, Block
 from streams.partitioner import partition_of
 
 
-class LogRecord(NamedTuple):
-    """A record as librdkafka hands it out."""
-
-    raw: bytes | None
-    sent_ms: int
-
-    def value(self) -> bytes | None:
-        return self.raw
-
-    def timestamp(self) -> tuple[int, int]:
-        return 1, self.sent_ms
+def block_of(log: Sequence[Any]) -> Block:
+    """Records with `.offset`, `.timestamp` and `.value` as a block, as if they had been fetched."""
+    spans, data = np.zeros((len(log), COLUMNS), np.int64), bytearray()
+    for row, record in zip(spans, log, strict=True):
+        value = record.value
+        row[OFFSET], row[TIMESTAMP], row[VALUE], row[VALUE_SIZE] = record.offset, record.timestamp, len(data), -1 if value is None else len(value)
+        data += value or b""
+    return Block(bytes(data), spans, log[-1].offset + 1 if log else 0)
 
 
 def rebuilt(one: Recalculation, rules: Mapping[bytes, Any], log: Sequence[Any], ahead_ms: int) -> list[tuple[bytes, bytes]]:
     """`(key, value)` of the rebuilt evidence of a piece of the log: what the job writes."""
-    hits: dict[str, list[tuple[bytes, bytes]]] = {}
-    read = [LogRecord(record.value, record.timestamp) for record in log]
-    intake.rebuilt(read, rebuild_matcher(one, dict(rules)), ahead_ms, hits)
+    hits: rebuilding.Hits = {}
+    rebuilding.hits(block_of(log), *rebuilding.finder(one, rules), ahead_ms, hits)
     return [(contact.encode(), handoffs.encode(intake.as_join(contact, mine))) for contact, mine in hits.items()]
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from confluent_kafka import Producer
 
+from streams.blocks import OFFSET
 from streams.reader import read_log
+from streams.replay import read_blocks
 from streams.settings import Settings, librdkafka_config
 
 Written = tuple[int, int]
@@ -39,4 +41,13 @@ def values(settings: Settings, topic: str, **options: Any) -> dict[int, list[tup
     found: dict[int, list[tuple[int, bytes | None]]] = {}
     for partition, records in read_log(settings, topic, **options):
         found.setdefault(partition, []).extend((record.offset(), record.value()) for record in records)
+    return found
+
+
+def values_in_bulk(settings: Settings, topic: str, **options: Any) -> dict[int, list[tuple[int, bytes | None]]]:
+    """The same, read in blocks."""
+    found: dict[int, list[tuple[int, bytes | None]]] = {}
+    for partition, block in read_blocks(settings, topic, **options):
+        if len(block):
+            found.setdefault(partition, []).extend(zip(block.spans[:, OFFSET].tolist(), block.values(), strict=True))
     return found

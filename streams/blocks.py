@@ -1,0 +1,186 @@
+"""Blocks: what a fetch brings, taken apart in bulk, without making an object of each record. Knows Kafka's message format 2, and no topic.
+
+https://kafka.apache.org/documentation/#recordbatch
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from aiokafka import codec
+from aiokafka.record.util import calc_crc32c
+
+from state.compiled import compiled
+
+Array = np.ndarray[Any, Any]
+
+HEADER = struct.Struct(">qiibIhiqqqhii")
+"""Base offset, length after it, leader epoch, magic, CRC, attributes, last offset delta, first and greatest timestamp, producer id and epoch, first
+sequence, records."""
+LENGTH_ENDS, CRC_ENDS = 12, 21
+COMPRESSION, APPEND_TIME, TRANSACTIONAL, CONTROL = 0x07, 0x08, 0x10, 0x20
+DECOMPRESS: dict[int, Callable[[bytes], bytes]] = {
+    1: codec.gzip_decode, 2: codec.snappy_decode, 3: codec.lz4_decode, 4: codec.zstd_decode,
+}  # fmt: skip
+OFFSET, TIMESTAMP, KEY, KEY_SIZE, VALUE, VALUE_SIZE, HEADERS, COLUMNS = range(8)
+
+
+class CorruptBatch(ValueError):
+    """Bytes that are no record batch, or not what they were when they were written."""
+
+
+class Block(NamedTuple):
+    """Consecutive records of a partition. `data`: their bytes; `spans`: int64, a row for each record, in offset order, with the columns
+
+    OFFSET, TIMESTAMP (milliseconds since 1970, -1 none), KEY and VALUE (where in `data` they begin), KEY_SIZE and VALUE_SIZE (bytes, -1 null),
+    HEADERS (how many). `next`: the offset after the last batch, which may hold no record.
+    """
+
+    data: bytes
+    spans: Array
+    next: int
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def before(self, offset: int) -> Block:
+        """The records before *offset*."""
+        if self.next <= offset:
+            return self
+        return Block(self.data, self.spans[: np.searchsorted(self.spans[:, OFFSET], offset)], offset)
+
+    def values(self) -> Iterator[bytes | None]:
+        """The records' values."""
+        for begin, size in self.spans[:, [VALUE, VALUE_SIZE]].tolist():
+            yield None if size < 0 else self.data[begin : begin + size]
+
+
+class Aborted:
+    """Which batches belong to transactions that were aborted. *transactions*: (producer id, first offset) as a fetch lists them."""
+
+    def __init__(self, transactions: Iterable[tuple[int, int]] = ()) -> None:
+        self._coming = sorted(transactions, key=lambda one: one[1], reverse=True)
+        self._now: set[int] = set()
+
+    def holds(self, base_offset: int, producer: int, attributes: int, records: bytes) -> bool:
+        """Whether the batch is to be left out; they are asked about in offset order. *records*: its bytes behind the header."""
+        while self._coming and self._coming[-1][1] <= base_offset:
+            self._now.add(self._coming.pop()[0])
+        if attributes & CONTROL:
+            if _is_abort(records):
+                self._now.discard(producer)
+            return True
+        return bool(attributes & TRANSACTIONAL) and producer in self._now
+
+
+def unpack(raw: bytes, from_offset: int = 0, aborted: Sequence[tuple[int, int]] = ()) -> Block:
+    """The records in *raw*, what a fetch brought of one partition, from *from_offset* on.
+
+    Those of *aborted* transactions and control records are left out; a batch that was cut off at the end is left for the next fetch.
+    Raises CorruptBatch.
+    """
+    left_out, parts, heads = Aborted(aborted), [], []
+    at, size, following, total = 0, len(raw), from_offset, 0
+    while at + HEADER.size <= size:
+        base, length, _, magic, crc, attributes, last, first_ms, latest_ms, producer, _, _, count = HEADER.unpack_from(raw, at)
+        if magic != 2:
+            raise CorruptBatch(f"the batch at offset {base} has message format {magic}; only 2 can be read (Kafka has written it since 0.11)")
+        end = at + LENGTH_ENDS + length
+        if end > size:
+            break
+        if length < HEADER.size - LENGTH_ENDS or calc_crc32c(memoryview(raw)[at + CRC_ENDS : end]) != crc:
+            raise CorruptBatch(f"the batch at offset {base} fails its checksum")
+        records = raw[at + HEADER.size : end]
+        at = end
+        if base + last < from_offset:
+            continue
+        following = base + last + 1
+        if left_out.holds(base, producer, attributes, records):
+            continue
+        if attributes & COMPRESSION:
+            records = _decompressed(records, attributes & COMPRESSION, base)
+        if not 0 <= count <= len(records):
+            raise CorruptBatch(f"the batch at offset {base} says that it holds {count} records in {len(records)} bytes")
+        parts.append(records)
+        heads.append((base, first_ms, latest_ms if attributes & APPEND_TIME else -1, count, len(records)))
+        total += count
+    data, spans = b"".join(parts), np.empty((total, COLUMNS), np.int64)
+    if total != _spans(np.frombuffer(data, np.uint8), np.array(heads, np.int64).reshape(-1, 5), spans):
+        raise CorruptBatch(f"records behind offset {from_offset} are not as long as they say")
+    if total and spans[0, OFFSET] < from_offset:  # a batch is sent whole
+        spans = spans[np.searchsorted(spans[:, OFFSET], from_offset) :]
+    return Block(data, spans, following)
+
+
+def _decompressed(records: bytes, compression: int, base: int) -> bytes:
+    try:
+        return bytes(DECOMPRESS[compression](records))
+    except Exception as error:  # each library has its own
+        raise CorruptBatch(f"the batch at offset {base} cannot be decompressed (codec {compression}): {error}") from error
+
+
+def _is_abort(records: bytes) -> bool:
+    """Of a control batch: its key is (version, type), 0 for an abort."""
+    head, spans = np.array([[0, 0, -1, 1, len(records)]], np.int64), np.empty((1, COLUMNS), np.int64)
+    if _spans(np.frombuffer(records, np.uint8), head, spans) != 1 or spans[0, KEY_SIZE] < 4:
+        return False
+    at = int(spans[0, KEY])
+    return records[at + 2 : at + 4] == b"\0\0"
+
+
+@compiled
+def _varint(data: Array, at: int, end: int) -> tuple[Any, int]:
+    """(value, where the next byte is); past *end* when it does not fit."""
+    value = np.int64(0)
+    shift = 0
+    while at < end and shift < 64:
+        byte = np.int64(data[at])
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return (value >> 1 & 0x7FFFFFFFFFFFFFFF) ^ -(value & 1), at
+    return np.int64(0), end + 1
+
+
+@compiled
+def _spans(data: Array, heads: Array, spans: Array) -> int:
+    """Writes a row for each record of the batches that follow each other in *data*; returns how many, -1 when they do not fit.
+
+    *heads*: base offset, first timestamp, timestamp of all or -1, records, bytes.
+    """
+    row = 0
+    at = 0
+    for head in range(heads.shape[0]):
+        base, first_ms, all_ms, count, size = heads[head]
+        end = at + size
+        if count < 0 or row + count > spans.shape[0]:
+            return -1
+        for _ in range(count):
+            length, at = _varint(data, at, end)
+            stop = at + length
+            if at > end or length < 1 or stop > end:
+                return -1
+            at += 1  # attributes, unused
+            delta_ms, at = _varint(data, at, stop)
+            delta, at = _varint(data, at, stop)
+            spans[row, 0] = base + delta
+            spans[row, 1] = all_ms if all_ms >= 0 else first_ms + delta_ms
+            for column in (2, 4):
+                length, at = _varint(data, at, stop)
+                if at > stop or length < -1 or at + length > stop:
+                    return -1
+                spans[row, column] = at
+                spans[row, column + 1] = length
+                at += max(length, 0)
+            spans[row, 6], at = _varint(data, at, stop)
+            if at > stop:
+                return -1
+            at = stop
+            row += 1
+        if at != end:
+            return -1
+    return row
