@@ -6,6 +6,7 @@ Maven those tests fail, with a sentence: a test that is silently skipped proves 
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import pytest
 from streams.brokers import EmbeddedBroker
 from streams.settings import Settings
 from tests.support.kafka import KafkaBroker, KafkaUnavailable
+
+os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what commands print would be folded
 
 WITH_PROCESSES = ("bench", "broker", "browser", "contracts", "docs")
 """They start brokers and workers, and share them: with `-n 2`, one after the other, beside those that only compute."""

@@ -241,7 +241,7 @@ def test_visits_reach_a_stage_that_was_made_here(page: Page, waypost: Waypost) -
     page.locator("#at-stages-1-name").fill("Any of many")
     add_rule(page, "visited page")
     page.locator("#at-stages-1-condition-any-0-page-op").select_option("one_of")
-    page.locator("#at-stages-1-condition-any-0-page").fill("/made/b\n/made/c")
+    page.locator("textarea#at-stages-1-condition-any-0-page").fill("/made/b\n/made/c")  # a field of one line until the page knows
     expect(page.locator("#sentence")).to_contain_text('one of "/made/b", "/made/c"')
     page.keyboard.press("Control+s")
     expect(page).to_have_url(re.compile("/journeys/made$"))
