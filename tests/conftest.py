@@ -22,24 +22,32 @@ from tests.support.kafka import KafkaBroker, KafkaUnavailable
 
 os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what commands print would be folded
 
-WITH_PROCESSES = ("bench", "broker", "browser", "contracts", "docs")
-"""They start brokers and workers, and share them: with `-n 2`, one after the other, beside those that only compute."""
+WAITING = "broker"
+"""Its tests wait most of the time, for sessions that end and workers that come back."""
+BUSY = ("bench", "browser", "contracts", "docs")
+"""They share a Waypost and keep the machine busy; the other rooms only compute."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of two processes, one runs what starts brokers and workers, the other what only computes, test by test."""
+    """Of two processes, one runs what waits, the other first what only computes, test by test, and then what is busy."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Apart(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "machine" if nodeid.split("/")[1] in WITH_PROCESSES else nodeid
+            room = nodeid.split("/")[1]
+            return room if room == WAITING else "busy" if room in BUSY else nodeid
 
+    config.option.loadscopereorder = False  # in the order in which they are collected
     return Apart(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest applies `-m`
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        rooms = [item.nodeid.split("/")[1] for item in items]
+        ranks = {id(item): 0 if room == WAITING else 2 if room in BUSY else 1 for item, room in zip(items, rooms, strict=True)}
+        items.sort(key=lambda item: ranks[id(item)])
     for item in items:
         names = getattr(item, "fixturenames", ())
         for mark, fixtures in (("kafka", {"kafka", "kafka_broker", "secure_kafka"}), ("embedded", {"embedded", "embedded_broker"})):
