@@ -19,7 +19,7 @@ from schemas import changes as change_codec
 from schemas.errors import Refused
 from schemas.journey import Journey
 from state import records
-from state.decision import Batch, Decision
+from state.decision import FEW, Batch, Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
 from state.messages import Join, Message
@@ -58,6 +58,7 @@ class Context:
     catalog: dict[str, Journey]
     recalculations: Table = field(default_factory=Table)
     common: Callable[[str], tuple[int, int] | None] = lambda journey: None  # the newest of its views that all partitions have
+    few: int = FEW  # see `state.decision.FEW`
     chunk_records: int = 1000  # of one decision: bounds how long the loop is blocked
     step_done: Callable[[str, int], None] | None = None
     reflected: Callable[[str, int], int | None] = lambda topic, partition: (
@@ -200,7 +201,7 @@ class Partition:
         here: list[Message] = []
         for message in taken.messages:
             (here if self.is_here(message.to) else foreign).append(message)
-        batch = Batch(self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges)
+        batch = Batch(self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges, few=self.context.few)
         if hits:
             batch.activities(hits, taken.ids)
         take = batch.gather if rebuilt else batch.deliver

@@ -28,6 +28,7 @@ from agents.partition import SOURCES, Context
 from agents.partitions import Partitions
 from agents.refusals import Refusals
 from agents.reporter import Reporter
+from state import kernel
 from state.ledger import Memory
 from state.matching import Matcher
 from streams.app import App, WorkerCrashed, build_app, run_app
@@ -137,6 +138,7 @@ async def run_worker(
         gc.collect()
         gc.freeze()
         gc.set_threshold(200_000, 20, 100)
+        threading.Thread(target=kernel.warm, name="compiling", daemon=True).start()  # until then batches are decided in Python
         runs = (_tick(settings, app, partitions), reporter.run(), driver.run(), refusals.run())
         beside = [asyncio.create_task(_beside(run, failed)) for run in runs]
         try:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from schemas.changes import StageChange
 
-from . import records
+from . import kernel, records
 from .announcement import (
     Spoken,
     anything,
@@ -31,6 +32,7 @@ from .totals import Cell, agreed, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
 
 MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
+FEW = 8  # contacts of a batch for which compiled code is not worth what it takes to begin
 
 
 class Decision(NamedTuple):
@@ -110,6 +112,7 @@ class Batch:
     """Everything that one batch does to one partition.
 
     *load* returns a record by its key (see `records`), *is_here* says whether a contact belongs to this partition. *silent*: announce nothing.
+    *few*: see `FEW`.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class Batch:
         is_here: Callable[[str], bool],
         max_merges: int = MAX_MERGES,
         silent: bool = False,
+        few: int = FEW,
     ) -> None:
+        self._few = few
         self._silent = silent
         self._views = views
         self._load = load
@@ -134,12 +139,13 @@ class Batch:
     def activities(self, hits: Mapping[str, list[tuple[bytes, bytes]]], ids: Mapping[bytes, str]) -> None:
         """Hits of contacts of this partition: contact -> [(rule key, hit)]; *ids* gives the activity's id for each hit."""
         done, load, persons = self._decision.records, self._load, self._persons
+        plain: list[tuple[str, bytes, bytes | None]] = []
         for contact, new in hits.items():
             key = records.EVIDENCE + contact.encode()
             if contact not in persons and key not in done:
                 record = load(key)
                 if record is None or records.is_plain(record):
-                    self._plain(contact, key, record, new, ids)
+                    plain.append((contact, key, record))
                     continue
             person = persons.get(contact) or self._person(contact)
             if person.pointer is not None:
@@ -158,7 +164,48 @@ class Batch:
                     person.ids[hit] = ids[hit]
                     if person.cause == ACTIVITY:
                         person.cause_id = ids[hit]
+        if len(plain) < self._few or not kernel.ready() or any(not view.told and view.cursor is not None for view in self._views.all):
+            for contact, key, record in plain:
+                self._plain(contact, key, record, hits[contact], ids)
+        else:
+            self._plain_ones(plain, hits, ids)
         self._drain()
+
+    def _plain_ones(
+        self, plain: list[tuple[str, bytes, bytes | None]], hits: Mapping[str, list[tuple[bytes, bytes]]], ids: Mapping[bytes, str]
+    ) -> None:
+        """What `_plain` does, of many at once: by compiled code, where every view has said all that it has to say of the past."""
+        plan = self._views.plan
+        if plan is None:
+            plan = self._views.plan = kernel.Plan(self._views)
+        facts = [hits[contact] for contact, _, _ in plain]
+        states, made, moves, taken = plan.join([record or b"" for _, _, record in plain], facts)
+        written = self._decision.records
+        for (contact, key, record), state, new_record in zip(plain, states, made, strict=True):
+            if state == kernel.JOINED:
+                written[key] = new_record
+            elif state == kernel.LEFT:
+                self._plain(contact, key, record, hits[contact], ids)
+        if not moves:
+            return
+        begins = [0, *accumulate(map(len, facts))]
+        for number, view, before, after in moves:
+            contact, key, _ = plain[number]
+            begin = begins[number]
+            changed = [hit for i, (_, hit) in enumerate(facts[number], begin) if taken[i]]
+            self._moved(view, contact, key[1:], [(contact, before)], before, after, {hit: ids[hit] for hit in changed}, ids[changed[-1]])
+
+    def _moved(
+        self, view: View, contact: str, holder: bytes, spoken: list[Spoken], before: Progress, after: Progress, arrived: Mapping[bytes, str],
+        cause_id: str, marked: tuple[bool, bool] = (False, False),
+    ) -> None:
+        """Announces and counts that a holder without identity stands elsewhere in *view*. *marked*: before and after."""  # fmt: skip
+        if view.speaks:
+            self._decision.changes.extend(differences(view, spoken, contact, after, ACTIVITY, cause_id, arrived))
+        if view.includes(holder):
+            same = 0 if any(marked) else agreed(before, after)
+            self._place(view, contact, (contact, (), before, marked[0]), -1, same)
+            self._place(view, contact, (contact, (), after, marked[1]), 1, same)
 
     def _plain(
         self, contact: str, key: bytes, record: bytes | None, new: list[tuple[bytes, bytes]], ids: Mapping[bytes, str]
@@ -187,17 +234,10 @@ class Batch:
             after = view.project(hits)
             if after == before and settled and not marked:
                 continue
-            if view.speaks:
-                spoken: list[Spoken] = (
-                    [(contact, before)] if settled else spoken_before(view, holder, contact, before_hits)
-                )
-                arrived = {hit: ids[hit] for _, hit in changed}
-                said = differences(view, spoken, contact, after, ACTIVITY, ids[last], arrived)
-                self._decision.changes.extend(said)
-            if view.includes(holder):
-                same = 0 if marked else agreed(before, after)
-                self._place(view, contact, (contact, (), before, bool(before_marked & view.rules)), -1, same)
-                self._place(view, contact, (contact, (), after, bool(marked & view.rules)), 1, same)
+            spoken: list[Spoken] = [(contact, before)] if settled else spoken_before(view, holder, contact, before_hits)
+            arrived = {hit: ids[hit] for _, hit in changed}
+            both = bool(before_marked & view.rules), bool(marked & view.rules)
+            self._moved(view, contact, holder, spoken, before, after, arrived, ids[last], both)
         self._decision.records[key] = records.encode_evidence(evidence, False)
 
     def gather(self, message: Message) -> None:

@@ -19,16 +19,21 @@ import rocksdict
 
 BLOCK_BYTES = 16 << 10
 BLOOM_BITS = 10
+RECENT_SHIFT = 3  # an eighth of the memory keeps records at hand: people come in visits, of several activities each
+RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dict
+RECORDS = (b"e", b"i")  # see the table above
 
 
 class Memory:
-    """What the ledgers of a process share: one block cache, one write-buffer manager, together *memory_mb* MiB.
+    """What the ledgers of a process share: one block cache, one write-buffer manager and room for recent records, together *memory_mb* MiB.
 
     RocksDB's own defaults would take that much for each partition.
     """
 
     def __init__(self, memory_mb: int) -> None:
-        total = memory_mb << 20
+        self.recent_room = memory_mb << 20 >> RECENT_SHIFT
+        """Bytes left for records that were written last."""
+        total = (memory_mb << 20) - self.recent_room
         self.cache = rocksdict.Cache(total)
         self.buffer_bytes = total // 3
         # write buffers are charged to the cache, so that both together keep to the setting
@@ -42,6 +47,7 @@ class Memory:
         options.set_write_buffer_manager(self.buffers)
         options.set_write_buffer_size(max(1 << 20, min(32 << 20, self.buffer_bytes // 4)))
         options.set_max_write_buffer_number(3)
+        options.set_allow_concurrent_memtable_write(False)  # each has one writer; preparing for more costs a quarter of a write
         options.set_max_open_files(128)
         options.set_compression_type(rocksdict.DBCompressionType.lz4())
         options.set_keep_log_file_num(2)
@@ -63,11 +69,17 @@ class Ledger:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self._db = rocksdict.Rdict(str(path), options=memory.options())
+        self._memory = memory
+        self._recent: dict[bytes, bytes] = {}  # records written last, the latest last; they are in RocksDB as well
         self.get: Any = self._db.get  # bytes -> bytes | None, or a list of keys -> a list of values
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of *keys*, in their order; None where there is none."""
-        values: list[bytes | None] = self.get(keys)
+        values: list[bytes | None] = list(map(self._recent.get, keys))
+        absent = [i for i, value in enumerate(values) if value is None]
+        if absent:
+            for i, value in zip(absent, self.get([keys[i] for i in absent]), strict=True):
+                values[i] = value
         return values
 
     def write(self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -75,13 +87,27 @@ class Ledger:
         batch = rocksdict.WriteBatch(raw_mode=True)
         for start, end in drop:
             batch.delete_range(start, end)
+            if start[:1] <= RECORDS[-1] and end > RECORDS[0]:
+                self._forget()
         put, delete = batch.put, batch.delete
+        recent, room = self._recent, self._memory.recent_room
         for key, value in changes:
             if value is None:
                 delete(key)
             else:
                 put(key, value)
+            if key[:1] in RECORDS:
+                old = recent.pop(key, None)
+                if old is not None:
+                    room += len(key) + len(old) + RECENT_OVERHEAD_BYTES
+                if value is not None:
+                    recent[key] = value
+                    room -= len(key) + len(value) + RECENT_OVERHEAD_BYTES
         self._db.write(batch)
+        while room < 0 and recent:
+            key = next(iter(recent))
+            room += len(key) + len(recent.pop(key)) + RECENT_OVERHEAD_BYTES
+        self._memory.recent_room = room
 
     def scan(
         self, prefix: bytes, after: bytes | None = None, limit: int | None = None
@@ -116,8 +142,13 @@ class Ledger:
 
     def close(self) -> None:
         """Closes the RocksDB and releases its lock."""
+        self._forget()
         del self.get
         self._db.close()
+
+    def _forget(self) -> None:
+        self._memory.recent_room += sum(len(key) + len(value) + RECENT_OVERHEAD_BYTES for key, value in self._recent.items())
+        self._recent.clear()
 
 
 def wipe(path: Path) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from schemas.hashing import h8
 from schemas.journey import Journey, body_digest
@@ -120,12 +120,13 @@ def view_id(journey: Journey, source: Source = Source()) -> bytes:
 
 
 class Views:
-    """The views of a partition, found by the rules they watch."""
+    """The views of a partition, found by the rules they watch. `plan`: what `kernel` makes of them, when it is asked to."""
 
-    __slots__ = ("all", "by_rule", "speaking")
+    __slots__ = ("all", "by_rule", "plan", "speaking")
 
     def __init__(self, views: Iterable[View] = ()) -> None:
         self.all = tuple(views)
+        self.plan: Any = None
         self.speaking = {view.journey.id: view for view in self.all if view.speaks}
         self.by_rule: dict[bytes, tuple[View, ...]] = {}
         for view in self.all:

@@ -22,9 +22,9 @@ from tests.support.kafka import KafkaBroker, KafkaUnavailable
 
 os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what commands print would be folded
 
-WAITING = "broker"
-"""Its tests wait most of the time, for sessions that end and workers that come back."""
-BUSY = ("bench", "browser", "contracts", "docs")
+WAITING = ("broker", "browser")
+"""Their tests wait most of the time, for sessions that end, workers that come back and pages that follow."""
+BUSY = ("bench", "contracts", "docs")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 
 
@@ -36,7 +36,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Apart(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             room = nodeid.split("/")[1]
-            return room if room == WAITING else "busy" if room in BUSY else nodeid
+            return "waiting" if room in WAITING else "busy" if room in BUSY else nodeid
 
     config.option.loadscopereorder = False  # in the order in which they are collected
     return Apart(config, log)
@@ -46,7 +46,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # of pytest-xdist
         rooms = [item.nodeid.split("/")[1] for item in items]
-        ranks = {id(item): 0 if room == WAITING else 2 if room in BUSY else 1 for item, room in zip(items, rooms, strict=True)}
+        ranks = {id(item): 0 if room in WAITING else 2 if room in BUSY else 1 for item, room in zip(items, rooms, strict=True)}
         items.sort(key=lambda item: ranks[id(item)])
     for item in items:
         names = getattr(item, "fixturenames", ())

@@ -21,6 +21,8 @@ import agents.partition
 import state.views
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
+from state import kernel
+from state.decision import FEW
 from state.matching import Matcher
 from state.progress import Projection, rules_of
 from state.recalculation import by_key
@@ -40,6 +42,7 @@ _all_rules = parse_journey(
 )
 ALL_RULES = tuple(rules_of(_all_rules.stages[0].condition))
 MATCHER = Matcher(by_key(ALL_RULES))
+kernel.warm()  # every second history is decided by compiled code, however few contacts a batch has
 
 
 class Record(NamedTuple):
@@ -77,7 +80,7 @@ class Worker:
             partitions=cluster.plan.partitions, data_dir=Path(f"/w{self.number}"), memory=cluster.disk, topics=TOPICS,
             outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen, owned=self.owned),
             now_ms=lambda: NOW_MS, failed=cluster.failed, ahead_ms=86_400_000, max_merges=10_000,
-            matcher=MATCHER, catalog={}, chunk_records=cluster.chunk_records,
+            matcher=MATCHER, catalog={}, chunk_records=cluster.chunk_records, few=cluster.plan.seed % 2 * FEW,
             reflected=lambda topic, p: cluster.acked[topic, p],
             common=lambda journey: cluster.recalculating.reports.common(journey, cluster.plan.partitions),
         )  # fmt: skip

@@ -19,11 +19,14 @@ drops = st.lists(st.tuples(keys, keys).map(sorted).map(tuple), max_size=2)
 questions = st.tuples(keys, st.none() | keys, st.none() | st.integers(0, 4))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(writes, drops, questions), min_size=1, max_size=6))
-def test_the_ledger_in_memory_is_a_ledger(tmp_path: Path, steps: list) -> None:  # type: ignore[type-arg]
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(writes, drops, questions), min_size=1, max_size=6), st.sampled_from([0, 600, 1 << 20]))
+def test_the_ledger_in_memory_is_a_ledger(tmp_path: Path, steps: list, room: int) -> None:  # type: ignore[type-arg]
+    """*room*: for records that RocksDB need not be asked for."""
     wipe(tmp_path / "real")
-    real, double = Ledger(tmp_path / "real", Memory(16)), MemoryLedger(Path("/double"), Disk())
+    memory = Memory(16)
+    memory.recent_room = room
+    real, double = Ledger(tmp_path / "real", memory), MemoryLedger(Path("/double"), Disk())
     try:
         for changes, dropped, (prefix, after, limit) in steps:
             for ledger in (real, double):
@@ -36,9 +39,11 @@ def test_the_ledger_in_memory_is_a_ledger(tmp_path: Path, steps: list) -> None: 
             assert real.get_many(asked) == double.get_many(asked) == [double.get(key) for key in asked]
             assert real.get(prefix) == double.get(prefix)
             assert real.get(asked) == double.get(asked)
+            assert 0 <= memory.recent_room <= room
         assert prefix_end(b"a\xff") == b"b"
     finally:
         real.close()
+    assert memory.recent_room == room
 
 
 def test_the_ledger_in_memory_keeps_its_content_when_it_is_opened_again(tmp_path: Path) -> None:

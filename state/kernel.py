@@ -1,0 +1,485 @@
+"""Kernel: the common case of a batch, compiled: hits joined to packed evidence, and where that moves progress. Pure; `_plain` of `decision` in bulk.
+
+It reads and writes evidence records as `records` lays them out, and says for each view what `Projection.project` says before and after. What it does
+not know (aliases, identities, more hits than the limit) it leaves to the way written in Python, which it must always agree with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from schemas.journey import Condition, Journey, Stage
+from schemas.rules import PerformedActivity, Rule, rule_key
+
+from .compiled import compiled
+from .evidence import HIT_BYTES, LIMIT_HITS
+from .progress import Progress, Reached
+from .records import COUNT, VERSION
+from .views import View, Views
+
+Array = np.ndarray[Any, Any]
+Fact = tuple[bytes, bytes]
+"""(rule key, hit)."""
+
+SAME, JOINED, LEFT = 0, 1, 2
+"""Of a contact: nothing was new; joined; left to others."""
+RULE, ANY, ALL = 0, 1, 2
+FACT_BYTES = 8 + HIT_BYTES
+MOVES_A_CONTACT = 4  # room for as many, taken together; what has no room is left to others
+
+
+_warm = False
+
+
+def warm() -> None:
+    """Compiles, which takes seconds where nobody has before, and makes `ready`."""
+    global _warm
+    rule = PerformedActivity(activity="warm")
+    condition = Condition(op="all", members=(rule, rule))
+    view = View(Journey(id="warm", name="warm", version=1, stages=(Stage(name="warm", condition=condition),)))
+    Plan(Views([view])).join([b""], [[(rule_key(rule), bytes(HIT_BYTES))]])
+    _warm = True
+
+
+def ready() -> bool:
+    """Whether using it costs no compilation."""
+    return _warm
+
+
+class Move(NamedTuple):
+    """Where a view shows a contact (its number in the batch) otherwise than before."""
+
+    contact: int
+    view: View
+    before: Progress
+    after: Progress
+
+
+class Result(NamedTuple):
+    """`states`: for each contact SAME, JOINED or LEFT; `records`: the new record of those that are JOINED; `moves`: in the order of contacts;
+    `taken`: for each fact, one contact's after the other's, whether it was new (1) or not (0)."""
+
+    states: list[int]
+    records: list[bytes]
+    moves: list[Move]
+    taken: bytes
+
+
+class Plan:
+    """The views of a partition, made ready: their conditions as programs, and who watches which rule."""
+
+    def __init__(self, views: Views) -> None:
+        self.views = views.all
+        number = {view.id: n for n, view in enumerate(self.views)}
+        watched = sorted(views.by_rule)
+        self._keys = np.array([int.from_bytes(rule, "big") for rule in watched], np.uint64)
+        self._watch_at = np.cumsum([0, *(len(views.by_rule[rule]) for rule in watched)], dtype=np.int64)
+        self._watchers = np.array([number[view.id] for rule in watched for view in views.by_rule[rule]], np.int64)
+        ops: list[tuple[int, int]] = []
+        rules: list[int] = []
+        op_at, stage_at, leaves = [0], [0], 1
+        for view in self.views:
+            keys, asked = view.source.keys, 0
+            for stage in view.journey.stages:
+                asked += _compile(stage.condition, keys, ops, rules)
+                op_at.append(len(ops))
+            stage_at.append(len(op_at) - 1)
+            leaves = max(leaves, asked)
+        self._ops = np.array(ops, np.int64).reshape(-1, 2)
+        self._rules = np.array(rules, np.uint64)
+        self._op_at, self._stage_at = np.array(op_at, np.int64), np.array(stage_at, np.int64)
+        self._leaves = leaves
+        self._most_stages = max((len(view.journey.stages) for view in self.views), default=1)
+
+    def join(self, old: Sequence[bytes], facts: Sequence[Sequence[Fact]]) -> Result:
+        """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none)."""
+        n, n_facts = len(old), sum(map(len, facts))
+        data = b"".join(old)
+        old_at = np.zeros(n + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, old), np.int64, n), out=old_at[1:])
+        fact_at = np.zeros(n + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, facts), np.int64, n), out=fact_at[1:])
+        packed = np.frombuffer(b"".join([part for mine in facts for fact in mine for part in fact]), ">u8").astype(np.uint64).reshape(n_facts, 3)
+        new = np.empty(len(data) + n * 4 + n_facts * (10 + HIT_BYTES), np.uint8)
+        new_at, states = np.zeros(n + 1, np.int64), np.empty(n, np.int64)
+        room = MOVES_A_CONTACT * n + len(self.views)
+        moves, stages = np.empty((room, 4), np.int64), np.empty((2 * room * 2, 2), np.uint64)
+        met = np.empty((4 * room + 2 * self._leaves, 2), np.uint64)
+        most = int(max(map(len, facts), default=0))
+        taken = np.zeros(n_facts, np.uint8)
+        n_moves = _join(
+            np.frombuffer(data, np.uint8), old_at, packed, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
+            self._op_at, self._stage_at, self._leaves, self._most_stages, most, new, new_at, states, taken,
+            moves, stages, met,
+        )  # fmt: skip
+        whole, ends = new[: new_at[-1]].tobytes(), new_at.tolist()
+        made = [whole[ends[i] : ends[i + 1]] for i in range(n)]
+        return Result(states.tolist(), made, self._moves(moves[:n_moves].tolist(), stages, met), taken.tobytes())
+
+    def _moves(self, rows: list[list[int]], stages: Array, met: Array) -> list[Move]:
+        if not rows:
+            return []
+        at_bytes = stages[:, 0].astype(">u8").tobytes()
+        counts = stages[:, 1].tolist()
+        hits = met.astype(">u8").tobytes()
+        found, row, hit = [], 0, 0
+        for contact, view, n_before, n_after in rows:
+            both = []
+            for n in (n_before, n_after):
+                progress = []
+                for _ in range(n):
+                    count = counts[row]
+                    by = tuple([hits[i : i + HIT_BYTES] for i in range(hit, hit + count * HIT_BYTES, HIT_BYTES)])
+                    progress.append(Reached(at_bytes[8 * row : 8 * row + 8], by))
+                    hit += count * HIT_BYTES
+                    row += 1
+                both.append(tuple(progress))
+            found.append(Move(contact, self.views[view], both[0], both[1]))
+        return found
+
+
+def _compile(what: Condition | Rule, keys: Any, ops: list[tuple[int, int]], rules: list[int]) -> int:
+    """Adds the program of a condition, its members first; returns how many rules it asks for."""
+    if not isinstance(what, Condition):
+        own = rule_key(what)
+        ops.append((RULE, len(rules)))
+        rules.append(int.from_bytes(keys.get(own, own), "big"))
+        return 1
+    asked = sum(_compile(member, keys, ops, rules) for member in what.members)
+    if len(what.members) > 1:
+        ops.append((ANY if what.op == "any" else ALL, len(what.members)))
+    return asked
+
+
+@compiled
+def _u64(data: Array, at: int) -> Any:
+    value = np.uint64(0)
+    for i in range(8):
+        value = value << np.uint64(8) | np.uint64(data[at + i])
+    return value
+
+
+@compiled
+def _put(data: Array, at: int, value: Any) -> None:
+    for i in range(8):
+        data[at + 7 - i] = np.uint8(value & np.uint64(255))
+        value >>= np.uint64(8)
+
+
+@compiled
+def _search(data: Array, begin: int, count: int, at: Any, h: Any) -> int:
+    """How many of *count* hits at *begin* come before the hit (at, h)."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        here = begin + middle * HIT_BYTES
+        theirs = _u64(data, here)
+        if theirs < at or (theirs == at and _u64(data, here + 8) < h):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def _slots(data: Array, at: int, slots: Array, places: Array) -> int:
+    """Writes the rules of the record at *at* into *slots*, and (where its hits begin, how many) into *places*; how many rules, -1 too many."""
+    n = np.int64(data[at + 2]) << 8 | np.int64(data[at + 3])
+    if n > slots.shape[0]:
+        return -1
+    begin = at + 4 + n * 10
+    for i in range(n):
+        here = at + 4 + i * 10
+        slots[i] = _u64(data, here)
+        count = np.int64(data[here + 8]) << 8 | np.int64(data[here + 9])
+        places[i, 0] = begin
+        places[i, 1] = count
+        begin += (count & COUNT) * HIT_BYTES
+    return n  # type: ignore[return-value]
+
+
+@compiled
+def _project(
+    data: Array, slots: Array, places: Array, n: int, ops: Array, rules: Array, op_at: Array, first: int, last: int,
+    spent: Array, reached: Array, stack: Array, range_: Array, scratch: Array,
+) -> int:
+    """`Projection.project` of the stages from *first* to before *last*: how many are reached, (moment, how many hits met it) of each in *reached*,
+    those hits one after the other in *spent*."""  # fmt: skip
+    n_spent = 0
+    after = np.uint64(0)
+    for stage in range(first, last):
+        depth = 0
+        top = 0
+        for op in range(op_at[stage], op_at[stage + 1]):
+            kind = ops[op, 0]
+            if kind == 0:
+                rule = rules[ops[op, 1]]
+                range_[depth, 0] = top
+                range_[depth, 1] = -1
+                for i in range(n):
+                    if slots[i] == rule:
+                        begin, count = places[i, 0], places[i, 1]
+                        hit = _search(data, begin, count, after, np.uint64(0)) if stage > first else 0
+                        while hit < count:
+                            at = _u64(data, begin + hit * HIT_BYTES)
+                            h = _u64(data, begin + hit * HIT_BYTES + 8)
+                            used = False
+                            for k in range(n_spent):
+                                if spent[k, 0] == at and spent[k, 1] == h:
+                                    used = True
+                                    break
+                            if not used:
+                                scratch[top, 0] = at
+                                scratch[top, 1] = h
+                                top += 1
+                                stack[depth] = at
+                                range_[depth, 1] = 1
+                                break
+                            hit += 1
+                        break
+                depth += 1
+            else:
+                members = ops[op, 1]
+                base = depth - members
+                if kind == 1:
+                    best = -1
+                    for i in range(base, depth):
+                        if range_[i, 1] >= 0 and (best < 0 or stack[i] < stack[best]):
+                            best = i
+                    if best < 0:
+                        range_[base, 1] = -1
+                    else:
+                        stack[base] = stack[best]
+                        range_[base, 0] = range_[best, 0]
+                        range_[base, 1] = range_[best, 1]
+                else:
+                    met = True
+                    latest = np.uint64(0)
+                    for i in range(base, depth):
+                        if range_[i, 1] < 0:
+                            met = False
+                            break
+                        latest = max(latest, stack[i])
+                    if met:
+                        start = top
+                        for i in range(base, depth):
+                            for k in range(range_[i, 1]):
+                                scratch[top, 0] = scratch[range_[i, 0] + k, 0]
+                                scratch[top, 1] = scratch[range_[i, 0] + k, 1]
+                                top += 1
+                        stack[base] = latest
+                        range_[base, 0] = start
+                        range_[base, 1] = top - start
+                    else:
+                        range_[base, 1] = -1
+                depth = base + 1
+        if range_[0, 1] < 0:
+            return stage - first
+        after = stack[0]
+        reached[stage - first, 0] = after
+        reached[stage - first, 1] = np.uint64(range_[0, 1])
+        for k in range(range_[0, 1]):
+            spent[n_spent, 0] = scratch[range_[0, 0] + k, 0]
+            spent[n_spent, 1] = scratch[range_[0, 0] + k, 1]
+            n_spent += 1
+    return last - first
+
+
+@compiled
+def _join(
+    data: Array, old_at: Array, facts: Array, fact_at: Array, keys: Array, watch_at: Array, watchers: Array, ops: Array, rules: Array,
+    op_at: Array, stage_at: Array, leaves: int, most_stages: int, most_facts: int, new: Array, new_at: Array, states: Array, taken: Array,
+    moves: Array, stages: Array, met: Array,
+) -> int:
+    """See `Plan.join`. Returns how many rows *moves* has: contact, view, stages before, stages after; *stages* and *met* hold theirs."""  # fmt: skip
+    most_slots = 1024 + most_facts
+    old_slots, new_slots = np.empty(most_slots, np.uint64), np.empty(most_slots, np.uint64)
+    old_places, new_places = np.empty((most_slots, 2), np.int64), np.empty((most_slots, 2), np.int64)
+    added = np.empty(most_slots, np.int64)
+    accepted = np.empty(most_facts, np.int64)
+    slot_of = np.empty(most_facts, np.int64)
+    seen = np.full(stage_at.shape[0], -1, np.int64)
+    spent_before, spent_after = np.empty((leaves, 2), np.uint64), np.empty((leaves, 2), np.uint64)
+    reached_before, reached_after = np.empty((most_stages, 2), np.uint64), np.empty((most_stages, 2), np.uint64)
+    stack, range_ = np.empty(leaves + 1, np.uint64), np.empty((leaves + 1, 2), np.int64)
+    scratch = np.empty((leaves * (leaves + 1), 2), np.uint64)
+    n_moves = n_stages = n_met = 0
+    at = 0
+    for contact in range(states.shape[0]):
+        new_at[contact] = at
+        old = old_at[contact]
+        size = old_at[contact + 1] - old
+        n = 0
+        if size > 0:
+            n = _slots(data, old, old_slots[:1024], old_places) if data[old] == VERSION and data[old + 1] == 0 else -1
+        for i in range(n):
+            if old_places[i, 1] > LIMIT_HITS:
+                n = -1  # marked
+                break
+        if n < 0:
+            states[contact] = LEFT
+            continue
+        # which facts are new
+        n_slots = n
+        n_new = 0
+        for i in range(n):
+            new_slots[i] = old_slots[i]
+            added[i] = 0
+        for fact in range(fact_at[contact], fact_at[contact + 1]):
+            rule = facts[fact, 0]
+            slot = 0
+            while slot < n_slots and new_slots[slot] != rule:
+                slot += 1
+            known = False
+            if slot < n:
+                begin, count = old_places[slot, 0], old_places[slot, 1]
+                place = _search(data, begin, count, facts[fact, 1], facts[fact, 2])
+                here = begin + place * HIT_BYTES
+                known = place < count and _u64(data, here) == facts[fact, 1] and _u64(data, here + 8) == facts[fact, 2]
+            if not known:
+                for i in range(n_new):
+                    other = accepted[i]
+                    if slot_of[i] == slot and facts[other, 1] == facts[fact, 1] and facts[other, 2] == facts[fact, 2]:
+                        known = True
+                        break
+            if known:
+                continue
+            if slot == n_slots:
+                new_slots[slot] = rule
+                added[slot] = 0
+                n_slots += 1
+            taken[fact] = 1
+            accepted[n_new] = fact
+            slot_of[n_new] = slot
+            added[slot] += 1
+            n_new += 1
+        if n_new == 0:
+            states[contact] = SAME
+            continue
+        for slot in range(n_slots):
+            if (old_places[slot, 1] if slot < n else 0) + added[slot] > LIMIT_HITS:
+                n_new = 0
+        if n_new == 0 or n_slots > 1024:
+            states[contact] = LEFT
+            continue
+        # the new record
+        new[at] = VERSION
+        new[at + 1] = 0
+        new[at + 2] = np.uint8(n_slots >> 8)
+        new[at + 3] = np.uint8(n_slots & 255)
+        to = at + 4 + n_slots * 10
+        for slot in range(n_slots):
+            here = at + 4 + slot * 10
+            _put(new, here, new_slots[slot])
+            count = old_places[slot, 1] if slot < n else 0
+            begin = old_places[slot, 0] if slot < n else 0
+            total = count + added[slot]
+            new[here + 8] = np.uint8(total >> 8)
+            new[here + 9] = np.uint8(total & 255)
+            new_places[slot, 0] = to
+            new_places[slot, 1] = total
+            if added[slot] == 0:
+                new[to : to + count * HIT_BYTES] = data[begin : begin + count * HIT_BYTES]
+                to += count * HIT_BYTES
+                continue
+            copied = 0
+            left = added[slot]
+            last_at, last_h = np.uint64(0), np.uint64(0)
+            began = True
+            while left > 0:  # the smallest of the new ones that is not written yet
+                best = -1
+                for i in range(n_new):
+                    if slot_of[i] != slot:
+                        continue
+                    fact = accepted[i]
+                    if not began and (facts[fact, 1] < last_at or (facts[fact, 1] == last_at and facts[fact, 2] <= last_h)):
+                        continue
+                    if best < 0 or facts[fact, 1] < facts[best, 1] or (facts[fact, 1] == facts[best, 1] and facts[fact, 2] < facts[best, 2]):
+                        best = fact
+                last_at, last_h, began = facts[best, 1], facts[best, 2], False
+                place = _search(data, begin, count, last_at, last_h)
+                size = (place - copied) * HIT_BYTES
+                new[to : to + size] = data[begin + copied * HIT_BYTES : begin + place * HIT_BYTES]
+                to += size
+                copied = place
+                _put(new, to, last_at)
+                _put(new, to + 8, last_h)
+                to += HIT_BYTES
+                left -= 1
+            size = (count - copied) * HIT_BYTES
+            new[to : to + size] = data[begin + copied * HIT_BYTES : begin + count * HIT_BYTES]
+            to += size
+        # whom that moves
+        m_moves, m_stages, m_met = n_moves, n_stages, n_met
+        room = True
+        for i in range(n_new):
+            rule = new_slots[slot_of[i]]
+            low, high = 0, keys.shape[0]
+            while low < high:
+                middle = (low + high) // 2
+                if keys[middle] < rule:
+                    low = middle + 1
+                else:
+                    high = middle
+            if low == keys.shape[0] or keys[low] != rule:
+                continue
+            for w in range(watch_at[low], watch_at[low + 1]):
+                view = watchers[w]
+                if seen[view] == contact:
+                    continue
+                seen[view] = contact
+                first, last = stage_at[view], stage_at[view + 1]
+                n_after = _project(
+                    new, new_slots, new_places, n_slots, ops, rules, op_at, first, last, spent_after, reached_after, stack, range_, scratch
+                )
+                n_before = _project(
+                    data, old_slots, old_places, n, ops, rules, op_at, first, last, spent_before, reached_before, stack, range_, scratch
+                )
+                same = n_before == n_after
+                k_before = k_after = 0
+                for k in range(n_before):
+                    if same and (reached_before[k, 0] != reached_after[k, 0] or reached_before[k, 1] != reached_after[k, 1]):
+                        same = False
+                    k_before += np.int64(reached_before[k, 1])  # type: ignore[assignment]
+                for k in range(n_after):
+                    k_after += np.int64(reached_after[k, 1])  # type: ignore[assignment]
+                if same:
+                    for k in range(k_before):
+                        if spent_before[k, 0] != spent_after[k, 0] or spent_before[k, 1] != spent_after[k, 1]:
+                            same = False
+                            break
+                if same:
+                    continue
+                if m_moves >= moves.shape[0] or m_stages + n_before + n_after > stages.shape[0] or m_met + k_before + k_after > met.shape[0]:
+                    room = False
+                    break
+                moves[m_moves, 0] = contact
+                moves[m_moves, 1] = view
+                moves[m_moves, 2] = n_before
+                moves[m_moves, 3] = n_after
+                m_moves += 1
+                for k in range(n_before):
+                    stages[m_stages, 0], stages[m_stages, 1] = reached_before[k, 0], reached_before[k, 1]
+                    m_stages += 1
+                for k in range(n_after):
+                    stages[m_stages, 0], stages[m_stages, 1] = reached_after[k, 0], reached_after[k, 1]
+                    m_stages += 1
+                for k in range(k_before):
+                    met[m_met, 0], met[m_met, 1] = spent_before[k, 0], spent_before[k, 1]
+                    m_met += 1
+                for k in range(k_after):
+                    met[m_met, 0], met[m_met, 1] = spent_after[k, 0], spent_after[k, 1]
+                    m_met += 1
+            if not room:
+                break
+        if not room:
+            states[contact] = LEFT
+            continue
+        states[contact] = JOINED
+        n_moves, n_stages, n_met = m_moves, m_stages, m_met
+        at = to
+    new_at[states.shape[0]] = at
+    return n_moves

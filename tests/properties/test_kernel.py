@@ -1,0 +1,176 @@
+"""Compiled code decides as the way written in Python does: the same records, announcements, index and totals, byte for byte."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.journey import Condition, Journey, Stage
+from schemas.rules import PerformedActivity, Rule, rule_key
+from state import kernel, records
+from state.decision import Batch, Decision
+from state.evidence import LIMIT_HITS, Evidence, hit
+from state.kernel import JOINED, LEFT, SAME, Plan
+from state.progress import Projection
+from state.records import ALIAS, HAS_IDENTITY, decode_evidence, encode_alias, encode_evidence
+from state.views import Source, View, Views
+
+kernel.warm()
+RULES = [PerformedActivity(activity=f"a{n}") for n in range(5)]
+KEYS = [rule_key(rule) for rule in RULES]
+UNWATCHED = b"nobody's"
+
+rules = st.sampled_from(RULES)
+
+
+def condition(op: str, members: list[Condition | Rule]) -> Condition:
+    return Condition(op=op, members=tuple(members))
+
+
+def stages_of(made: list[Condition | Rule]) -> tuple[Stage, ...]:
+    return tuple(Stage(name=f"s{n}", condition=one if isinstance(one, Condition) else condition("any", [one])) for n, one in enumerate(made))
+
+
+conditions = st.recursive(
+    rules, lambda inner: st.builds(condition, st.sampled_from(["any", "all"]), st.lists(inner, min_size=1, max_size=3)), max_leaves=6
+)
+stages = st.lists(conditions, min_size=1, max_size=4).map(stages_of)
+sources = st.sampled_from([Source(), Source({KEYS[0]: b"rebuilt0"}, 1, "r")])
+journeys = st.lists(st.tuples(stages, sources), min_size=1, max_size=4)
+moments = st.integers(0, 6) | st.sampled_from([-(1 << 40), 1 << 41])
+hits = st.builds(lambda at_ms, n: hit(at_ms, bytes(7) + bytes([n])), moments, st.integers(0, 3))
+facts = st.tuples(st.sampled_from([*KEYS, b"rebuilt0", UNWATCHED]), hits)
+kinds = st.sampled_from(["plain"] * 8 + ["none", "alias", "marked"])
+contacts = st.lists(st.tuples(st.lists(facts, max_size=12), st.lists(facts, min_size=1, max_size=5), kinds), min_size=1, max_size=6)
+
+
+def views_of(made: list[tuple[tuple[Stage, ...], Source]], **more: Any) -> Views:
+    return Views(View(Journey(id=f"j{n}", name="J", version=1, stages=of_one), source=source, **more) for n, (of_one, source) in enumerate(made))
+
+
+def record_of(known: list[tuple[bytes, bytes]], kind: str) -> bytes | None:
+    if kind == "none":
+        return None
+    if kind == "alias":
+        return encode_alias("elsewhere")
+    evidence = Evidence()
+    for rule, one in known:
+        evidence.add(rule, one)
+    if kind == "marked" and evidence.hits:
+        evidence.marked = frozenset([next(iter(evidence.hits))])
+    return encode_evidence(evidence, has_identity=False)
+
+
+def decided(views: Views, made: dict[str, bytes | None], new: dict[str, list[tuple[bytes, bytes]]], few: int) -> Decision:
+    keep = {records.EVIDENCE + contact.encode(): record for contact, record in made.items()}
+    batch = Batch(views, keep.get, lambda contact: contact != "elsewhere", few=few)
+    batch.activities(new, {one: f"id-{one.hex()}" for mine in new.values() for _, one in mine})
+    return batch.decide()
+
+
+@settings(max_examples=1500, deadline=None)
+@given(journeys, contacts)
+def test_both_ways_decide_the_same(made: list[tuple[tuple[Stage, ...], Source]], people: list[Any]) -> None:
+    known = {f"c{n}": record_of(before, kind) for n, (before, _, kind) in enumerate(people)}
+    new = {f"c{n}": arrived for n, (_, arrived, _) in enumerate(people)}
+    compiled, written = decided(views_of(made), known, new, 0), decided(views_of(made), known, new, 1 << 30)
+    assert compiled.records == written.records
+    assert compiled.entries == written.entries
+    assert {id_: cells(groups) for id_, groups in compiled.totals.items()} == {id_: cells(groups) for id_, groups in written.totals.items()}
+    assert sorted(map(repr, compiled.changes)) == sorted(map(repr, written.changes))
+    assert compiled.handoffs == written.handoffs
+
+
+def cells(groups: dict[str, dict[Any, int]]) -> dict[str, dict[Any, int]]:
+    return {group: {cell: count for cell, count in mine.items() if count} for group, mine in groups.items()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(journeys, contacts)
+def test_a_view_that_is_being_built_is_left_to_python(made: list[tuple[tuple[Stage, ...], Source]], people: list[Any]) -> None:
+    known = {f"c{n}": record_of(before, "plain") for n, (before, _, _) in enumerate(people)}
+    new = {f"c{n}": arrived for n, (_, arrived, _) in enumerate(people)}
+    compiled, written = decided(views_of(made, cursor=b"c2"), known, new, 0), decided(views_of(made, cursor=b"c2"), known, new, 1 << 30)
+    assert compiled == written
+
+
+def plan_of(condition: Condition) -> tuple[Plan, View]:
+    views = views_of([((Stage(name="s", condition=condition), Stage(name="t", condition=Condition(op="any", members=(RULES[1],)))), Source())])
+    return Plan(views), views.all[0]
+
+
+ONE = Condition(op="any", members=(RULES[0],))
+
+
+def test_what_it_does_not_know_is_left() -> None:
+    plan, _ = plan_of(ONE)
+    new = [(KEYS[0], hit(5, b"12345678"))]
+    full = Evidence({KEYS[0]: b"".join(hit(n, bytes(8)) for n in range(10, 10 + LIMIT_HITS))})
+    with_identity = bytes((1, HAS_IDENTITY)) + encode_evidence(Evidence(), False)[2:]
+    olds = [b"", encode_alias("x"), with_identity, bytes((2,)) + encode_evidence(Evidence(), False)[1:], encode_evidence(full, False)]
+    assert plan.join(olds, [new] * 5).states == [JOINED, LEFT, LEFT, LEFT, LEFT]
+    assert olds[1][1] == ALIAS
+
+
+def test_the_limit_is_reached_and_not_passed() -> None:
+    plan, view = plan_of(ONE)
+    evidence = Evidence({KEYS[0]: b"".join(hit(n, bytes(8)) for n in range(10, 9 + LIMIT_HITS))})
+    result = plan.join([encode_evidence(evidence, False)], [[(KEYS[0], hit(9, bytes(8)))]])
+    assert result.states == [JOINED]
+    joined, _ = decode_evidence(result.records[0])
+    assert len(joined.hits[KEYS[0]]) == 16 * LIMIT_HITS
+    assert not joined.marked
+    [move] = result.moves
+    assert (move.before, move.after) == (view.project(evidence.hits), view.project(joined.hits))
+
+
+def test_nothing_new_is_told_from_something() -> None:
+    plan, _ = plan_of(ONE)
+    old = encode_evidence(Evidence({KEYS[0]: hit(1, bytes(8))}), False)
+    result = plan.join([old, old, old], [[(KEYS[0], hit(1, bytes(8)))] * 3, [(KEYS[0], hit(2, bytes(8)))] * 2, [(UNWATCHED, hit(1, bytes(8)))]])
+    assert result.states == [SAME, JOINED, JOINED]
+    assert result.taken == b"\0\0\0\1\0\1"
+    assert result.moves == []
+
+
+def test_moves_that_find_no_room_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes them over; nothing is said twice."""
+    monkeypatch.setattr(kernel, "MOVES_A_CONTACT", 0)
+    made = [(views_of([((Stage(name="s", condition=ONE),), Source())]).all[0].journey.stages, Source())] * 2
+    new = {f"c{n}": [(KEYS[0], hit(n, bytes(8)))] for n in range(20)}
+    compiled, written = decided(views_of(made), {}, new, 0), decided(views_of(made), {}, new, 1 << 30)
+    assert compiled.records == written.records
+    assert sorted(map(repr, compiled.changes)) == sorted(map(repr, written.changes))
+    assert len(compiled.changes) == 40
+
+
+@pytest.mark.parametrize("size", [1, 500])
+def test_many_rules_and_many_hits_at_once(size: int) -> None:
+    """More rules than a record has room for are left; as many as that are joined."""
+    plan, _ = plan_of(ONE)
+    keys = [n.to_bytes(8, "big") for n in range(1, 1030)]
+    result = plan.join([b"", b""], [[(key, hit(1, bytes(8))) for key in keys[:1024]], [(key, hit(1, bytes(8))) for key in keys]])
+    assert result.states == [JOINED, LEFT]
+    joined, _ = decode_evidence(result.records[0])
+    assert list(joined.hits) == keys[:1024]
+    mixed = [(KEYS[0], hit(n * 7919 % 1000, bytes(8))) for n in range(size)]
+    [record] = plan.join([b""], [mixed]).records
+    assert decode_evidence(record)[0].hits == {KEYS[0]: b"".join(sorted(one for _, one in mixed))}
+
+
+def test_it_projects_as_projection_does_however_deep_conditions_are() -> None:
+    deep: Condition | Rule = RULES[0]
+    for n in range(6):
+        deep = Condition(op="all" if n % 2 else "any", members=(deep, RULES[n % 5]))
+    assert isinstance(deep, Condition)
+    plan, view = plan_of(deep)
+    new = [(key, hit(10 * n + k, bytes([k]) * 8)) for n, key in enumerate(KEYS) for k in range(8)]
+    [move] = plan.join([b""], [new]).moves
+    evidence = Evidence()
+    for fact in new:
+        evidence.add(*fact)
+    assert move.after == Projection(view.journey).project(evidence.hits)
+    assert move.after
