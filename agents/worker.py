@@ -34,11 +34,14 @@ from state.matching import Matcher
 from streams.app import App, WorkerCrashed, build_app, run_app
 from streams.seam import Fenced
 from streams.settings import Settings, aiokafka_kwargs
+from streams.topics import Presence, TopicsError
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
 """A worker that was told to end is gone after so long, whatever still holds it."""
+LOOK_SECONDS = 10.0
+"""So often it looks whether its topics are there."""
 TOPICS = (*SOURCES, "journeys", RECALCULATIONS, REPORTS, "stage-changes", "totals", "rejected")
 CHANGELOG = "evidence-changelog"
 
@@ -65,10 +68,12 @@ async def run_worker(
     *,
     started: Callable[[str], None] | None = None,
     step_done: Callable[[str, int], None] | None = None,
+    ending: Callable[[], None] = lambda: None,
 ) -> None:
     """Runs a worker until *stop* is set. Topics must exist (`waypost topics`).
 
     *started* is called with the worker's URL once it answers there; its partitions may still recover. *step_done* is the hook of the crash tests.
+    *ending* is called when it stops, for whatever reason, before it closes what it holds.
     Raises `WorkerCrashed`, and what the broker answers when it cannot be reached at the start.
     """
     secret = None if settings.internal_secret is None else settings.internal_secret.get_secret_value()
@@ -139,10 +144,10 @@ async def run_worker(
         gc.freeze()
         gc.set_threshold(200_000, 20, 100)
         threading.Thread(target=kernel.warm, name="compiling", daemon=True).start()  # until then batches are decided in Python
-        runs = (_tick(settings, app, partitions), reporter.run(), driver.run(), refusals.run())
+        runs = (_tick(settings, app, partitions), reporter.run(), driver.run(), refusals.run(), _watch_topics(settings, failed))
         beside = [asyncio.create_task(_beside(run, failed)) for run in runs]
         try:
-            await run_app(app, stop, broken)
+            await run_app(app, stop, broken, ending)
         finally:
             for task in beside:
                 task.cancel()
@@ -174,6 +179,16 @@ async def _tick(settings: Settings, app: App, partitions: Partitions) -> None:
         foreign = app.changelog.foreign_records
 
 
+async def _watch_topics(settings: Settings, failed: Callable[[BaseException], None]) -> None:
+    """Ends the worker when a topic is gone: what it goes on to say would contradict what is lost."""
+    presence = Presence(settings)
+    while True:
+        said = await asyncio.to_thread(presence.look)
+        if said:
+            failed(TopicsError(said))
+        await asyncio.sleep(LOOK_SECONDS)
+
+
 def main(settings: Settings) -> int:
     """`waypost worker`: runs until SIGTERM or SIGINT. Returns the exit code: 0 ended, 1 could not go on (start it again)."""
 
@@ -187,22 +202,21 @@ def main(settings: Settings) -> int:
 
         def told() -> None:
             stop.set()
-            _last_resort()
+            last_resort()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, told)
         try:
-            await run_worker(settings, stop, started=lambda url: log.info("answering at %s", url))
+            await run_worker(settings, stop, started=lambda url: log.info("answering at %s", url), ending=last_resort)
         except WorkerCrashed as crash:
             log.critical("the worker ends: %s", crash)
-            _last_resort()
             return 1
         return 0
 
     return asyncio.run(run())
 
 
-def _last_resort() -> None:
+def last_resort() -> None:
     """Ends the process after STOP_SECONDS, should a thread or a connection hold it."""
 
     def end() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,11 @@ class WorkerCrashed(Exception):
     """The worker cannot go on: the reason is the cause. Start it again; what was not done is repeated."""
 
 
-async def run_app(app: App, stop: asyncio.Event, broken: asyncio.Future[BaseException]) -> None:
-    """Starts *app*, runs until *stop*, stops it within 10 s. Raises `WorkerCrashed` when it, or what is named by *broken*, cannot go on."""
+async def run_app(
+    app: App, stop: asyncio.Event, broken: asyncio.Future[BaseException], ending: Callable[[], None] = lambda: None
+) -> None:
+    """Starts *app*, runs until *stop*, calls *ending* and stops it within 10 s. Raises `WorkerCrashed` when it, or what is named by *broken*, cannot
+    go on."""
     await app.outward.start()
     starting = asyncio.ensure_future(app.start())
     stopping, crashing = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(app._crashed.wait())
@@ -152,6 +155,7 @@ async def run_app(app: App, stop: asyncio.Event, broken: asyncio.Future[BaseExce
         if crash is not None:
             raise WorkerCrashed(str(crash) or repr(crash)) from crash
     finally:
+        ending()
         for waiting in (starting, stopping, crashing):
             waiting.cancel()
         await _stop(app)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from streams.reader import ReaderError, begin_offsets, partitions_of_topics
@@ -211,6 +211,37 @@ def provision(settings: Settings) -> list[str]:
     made = _create(admin, settings, missing) if missing else []
     _await_there(admin, settings)
     return made
+
+
+class Presence:
+    """Notices, from look to look, which topics were deleted or made anew while they were used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._admin = settings, _admin(settings)
+        self._ids: dict[str, str] = {}
+        self._missed: set[str] = set()
+
+    def look(self) -> list[str]:
+        """What was lost, as sentences; empty when nothing was, or the broker cannot be asked. What is missing is looked for twice: a broker that
+        begins does not know of everything at once."""
+        wanted = list(names(self._settings).values())
+        try:
+            listed = self._admin.list_topics(timeout=REQUEST_SECONDS)
+            missing = {name for name in wanted if name not in listed.topics or not listed.topics[name].partitions}
+            there = [name for name in wanted if name not in missing]
+            described = self._admin.describe_topics(TopicCollection(there), request_timeout=REQUEST_SECONDS)
+            ids = {name: str(future.result().topic_id) for name, future in described.items()}
+        except KafkaException as error:
+            log.debug("topics cannot be looked for: %s", error.args[0].str())
+            return []
+        said = [f"topic {name} is missing; what was on it is lost. Make it with `waypost topics`, and recalculate" for name in missing & self._missed]
+        said += [
+            f"topic {name} was made anew while it was used; what was on it is lost. Start the workers again, and recalculate"
+            for name, id_ in ids.items()
+            if self._ids.setdefault(name, id_) != id_
+        ]
+        self._missed = missing
+        return sorted(said)
 
 
 def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]) -> list[str]:

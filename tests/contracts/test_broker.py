@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
+from confluent_kafka.admin import AdminClient
 
 from streams.partitioner import partition_of
 from streams.reader import ReaderError, begin_offsets, broker_kind, end_offsets, partitions_of_topics, read_log
 from streams.replay import read_blocks
-from streams.settings import aiokafka_kwargs
-from streams.topics import TopicsError, check, names, provision, topic_name
+from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
+from streams.topics import Presence, TopicsError, check, names, provision, topic_name
 from tests.support.records import write
 
 
@@ -65,6 +66,36 @@ def test_an_unreachable_broker_is_an_error_with_a_way_out(settings, monkeypatch)
     monkeypatch.setattr("streams.topics.REQUEST_SECONDS", 0.5)
     with pytest.raises(TopicsError, match=r"the broker at 127\.0\.0\.1:1 does not answer"):
         provision(settings.replaced("test", broker="127.0.0.1:1"))
+
+def test_a_topic_that_goes_while_it_is_used_is_noticed(settings):
+    provision(settings)
+    presence = Presence(settings)
+    assert presence.look() == []
+    assert presence.look() == []
+    admin = AdminClient(librdkafka_config(settings))
+    name = settings.topic_prefix + "handoffs"
+    admin.delete_topics([name])[name].result(20)
+    presence.look()
+    assert presence.look() == [f"topic {name} is missing; what was on it is lost. Make it with `waypost topics`, and recalculate"]
+
+
+def test_a_topic_that_is_made_anew_while_it_is_used_is_noticed(kafka, prefix):
+    settings = Settings.load({"broker": kafka, "topic_prefix": prefix}, environ={})
+    provision(settings)
+    presence = Presence(settings)
+    assert presence.look() == []
+    admin = AdminClient(librdkafka_config(settings))
+    name = prefix + "handoffs"
+    admin.delete_topics([name])[name].result(20)
+    provision(settings)
+    [said] = presence.look()
+    assert said.startswith(f"topic {name} was made anew while it was used")
+
+
+def test_a_broker_that_does_not_answer_has_lost_nothing(prefix, monkeypatch):
+    monkeypatch.setattr("streams.topics.REQUEST_SECONDS", 0.5)
+    presence = Presence(Settings.load({"broker": "127.0.0.1:1", "topic_prefix": prefix}, environ={}))
+    assert presence.look() == presence.look() == []
 
 
 # ---------------------------------------------------------------- records

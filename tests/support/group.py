@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -60,19 +60,24 @@ class Group:
 
     # ------------------------------------------------------------------ processes
 
-    def _environ(self, **more: str) -> dict[str, str]:
+    def environ(self, **more: str) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_") or name.startswith("WAYPOST_TEST_")}
         return {**clean, **self.settings.environment(), **more}
 
-    def start(self, name: str = "a", step: str = "none", nth: int = 0, sig: str = "KILL", wipe: bool = False) -> GuardedProcess:
-        """Starts a worker; *wipe* takes its data directory away before. It sends itself a signal after the *nth* completion of *step*."""
+    def start(
+        self, name: str = "a", step: str = "none", nth: int = 0, sig: str = "KILL", wipe: bool = False, within: Sequence[str] = (), **more: str
+    ) -> GuardedProcess:
+        """Starts a worker; *wipe* takes its data directory away before. It sends itself a signal after the *nth* completion of *step*.
+
+        *within*: a command that runs it (a namespace); *more*: variables of its environment.
+        """
         data = self.directory / f"data-{name}"
         if wipe:
             shutil.rmtree(data, ignore_errors=True)
         port = self.ports.setdefault(name, free_port())
         fixed = {"WAYPOST_DATA_DIR": str(data), "WAYPOST_WORKER_PORT": str(port), "WAYPOST_GROUP_INSTANCE_ID": name}
-        environ = self._environ(**fixed)
-        argv = [sys.executable, "-m", "tests.support.stepping", step, str(nth), sig]
+        environ = self.environ(**fixed, **more)
+        argv = [*within, sys.executable, "-m", "tests.support.stepping", step, str(nth), sig]
         self.workers[name] = GuardedProcess(argv, log=self.directory / f"worker-{name}.log", env=environ)
         return self.workers[name]
 
@@ -82,7 +87,7 @@ class Group:
     def recalculate(self, name: str = "a") -> GuardedProcess:
         """Starts a recalculation job, which other tests than those of recalculation need only for a moment: when journeys are applied."""
         argv = [sys.executable, "-m", "console", "recalculator"]
-        environ = self._environ(WAYPOST_GROUP_INSTANCE_ID=f"job-{name}")
+        environ = self.environ(WAYPOST_GROUP_INSTANCE_ID=f"job-{name}")
         self.jobs[name] = GuardedProcess(argv, log=self.directory / f"recalculator-{name}.log", env=environ)
         return self.jobs[name]
 
@@ -92,7 +97,7 @@ class Group:
         if self.embedded:
             more["WAYPOST_WORKERS"] = ",".join(f"http://127.0.0.1:{port}" for port in self.ports.values())
         argv = [sys.executable, "-m", "console", "console"]
-        self.console = GuardedProcess(argv, log=self.directory / "console.log", env=self._environ(**more))
+        self.console = GuardedProcess(argv, log=self.directory / "console.log", env=self.environ(**more))
         self.until(lambda: self.http.get("/healthz").status_code == 200, START_SECONDS, "for the console")
         if not self.jobs:
             self.recalculate()

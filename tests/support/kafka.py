@@ -87,14 +87,17 @@ class Login:
 class KafkaBroker:
     """One Apache Kafka node. `start()` returns the bootstrap string; the data stays in *directory* until that is removed.
 
-    *secure*: a second listener, SASL_SSL with PLAIN and SCRAM, at `secure_bootstrap`, for `login`.
+    *secure*: a second listener, SASL_SSL with PLAIN and SCRAM, at `secure_bootstrap`, for `login`. *host*: the address to listen on.
     """
 
     kind = "kafka"
 
-    def __init__(self, directory: Path, *, heap_mb: int = 512, secure: bool = False) -> None:
+    def __init__(self, directory: Path, *, heap_mb: int = 512, secure: bool = False, host: str = "127.0.0.1") -> None:
         self.directory = directory
+        self.host = host
         self.port, self.controller_port, self.secure_port = free_port(), free_port(), free_port()
+        self.node, self.replicas, self.cluster_id = 1, 1, base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        self.voters = f"1@127.0.0.1:{self.controller_port}"
         self._heap_mb = heap_mb
         self._secure = secure
         self._process: GuardedProcess | None = None
@@ -102,7 +105,7 @@ class KafkaBroker:
 
     @property
     def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
     @property
     def secure_bootstrap(self) -> str:
@@ -119,12 +122,21 @@ class KafkaBroker:
 
     def start(self, timeout_seconds: float = 60.0) -> str:
         """Starts (or starts again, with the data it had) and waits until it serves. Raises KafkaUnavailable."""
+        self.launch()
+        return self.serves(timeout_seconds)
+
+    def launch(self) -> None:
+        """Starts it and waits for nothing."""
         command = [java(), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
                    "-cp", f"{jars()}/*"]
         properties = self.directory / "server.properties"
         if not properties.exists():
             self._prepare(properties, command)
         self._process = GuardedProcess([*command, "kafka.Kafka", str(properties)], log=self.log, cwd=self.directory)
+
+    def serves(self, timeout_seconds: float = 60.0) -> str:
+        """Waits until it does. Raises KafkaUnavailable."""
+        assert self._process is not None, "not started"
         until = time.monotonic() + timeout_seconds
         admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 200})
         while True:
@@ -143,12 +155,12 @@ class KafkaBroker:
         self.directory.mkdir(parents=True, exist_ok=True)
         template = Template((HERE / "server.properties").read_text())
         properties.write_text(template.substitute(
+            node=self.node, voters=self.voters, replicas=self.replicas, host=self.host,
             port=self.port, controller_port=self.controller_port, data_dir=self.directory / "data",
             secure_listener=f",SASL_SSL://localhost:{self.secure_port}" if self._secure else "",
             secure=self._secure_properties() if self._secure else ""))
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         scram = [f"{name}=[name={self.login.username},password={self.login.password}]" for name in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
-        _run([*command, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties),
+        _run([*command, "kafka.tools.StorageTool", "format", f"--cluster-id={self.cluster_id}", "-c", str(properties),
               *(word for text in scram if self._secure for word in ("--add-scram", text))])
 
     def _secure_properties(self) -> str:
@@ -192,6 +204,33 @@ class KafkaBroker:
         """Ends it in good order and starts it again, same ports, same data."""
         self.stop()
         return self.start()
+
+
+class KafkaCluster:
+    """Three nodes, each broker and controller: what is acknowledged by all replicas outlives the loss of one."""
+
+    def __init__(self, directory: Path, *, heap_mb: int = 256) -> None:
+        self.nodes = [KafkaBroker(directory / f"node-{number}", heap_mb=heap_mb) for number in (1, 2, 3)]
+        voters = ",".join(f"{number}@127.0.0.1:{node.controller_port}" for number, node in enumerate(self.nodes, 1))
+        for number, node in enumerate(self.nodes, 1):
+            node.node, node.replicas, node.voters, node.cluster_id = number, 3, voters, self.nodes[0].cluster_id
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(node.bootstrap for node in self.nodes)
+
+    def start(self) -> str:
+        """Starts all and waits until all serve. Raises KafkaUnavailable."""
+        for node in self.nodes:
+            node.launch()
+        for node in self.nodes:
+            node.serves(120.0)
+        return self.bootstrap
+
+    def kill(self) -> None:
+        """SIGKILL to all."""
+        for node in self.nodes:
+            node.kill()
 
 
 def _run(command: list[str]) -> None:
