@@ -16,7 +16,7 @@ from schemas.rules import PerformedActivity, Rule, rule_key
 
 from .compiled import compiled
 from .evidence import HIT_BYTES, LIMIT_HITS
-from .progress import Progress, Reached
+from .progress import Progress, Reached, new_reached
 from .records import COUNT, VERSION
 from .views import View, Views
 
@@ -106,7 +106,7 @@ class Plan:
         new = np.empty(len(data) + n * 4 + n_facts * (10 + HIT_BYTES), np.uint8)
         new_at, states = np.zeros(n + 1, np.int64), np.empty(n, np.int64)
         room = MOVES_A_CONTACT * n + len(self.views)
-        moves, stages = np.empty((room, 4), np.int64), np.empty((2 * room * 2, 2), np.uint64)
+        moves, stages = np.empty((room, 5), np.int64), np.empty((2 * room * 2, 2), np.uint64)
         met = np.empty((4 * room + 2 * self._leaves, 2), np.uint64)
         most = int(max(map(len, facts), default=0))
         taken = np.zeros(n_facts, np.uint8)
@@ -125,19 +125,21 @@ class Plan:
         at_bytes = stages[:, 0].astype(">u8").tobytes()
         counts = stages[:, 1].tolist()
         hits = met.astype(">u8").tobytes()
-        found, row, hit = [], 0, 0
-        for contact, view, n_before, n_after in rows:
-            both = []
-            for n in (n_before, n_after):
-                progress = []
+        found, row, hit, views = [], 0, 0, self.views
+        for contact, view, n_before, n_after, onward in rows:
+            both: list[list[Reached]] = [[], []]
+            for progress, n in zip(both, (0 if onward else n_before, n_after), strict=True):
                 for _ in range(n):
                     count = counts[row]
-                    by = tuple([hits[i : i + HIT_BYTES] for i in range(hit, hit + count * HIT_BYTES, HIT_BYTES)])
-                    progress.append(Reached(at_bytes[8 * row : 8 * row + 8], by))
+                    if count == 1:
+                        by: tuple[bytes, ...] = (hits[hit : hit + HIT_BYTES],)
+                    else:
+                        by = tuple([hits[i : i + HIT_BYTES] for i in range(hit, hit + count * HIT_BYTES, HIT_BYTES)])
+                    progress.append(new_reached(Reached, (at_bytes[8 * row : 8 * row + 8], by)))
                     hit += count * HIT_BYTES
                     row += 1
-                both.append(tuple(progress))
-            found.append(Move(contact, self.views[view], both[0], both[1]))
+            after = tuple(both[1])
+            found.append(Move(contact, views[view], after[:n_before] if onward else tuple(both[0]), after))
         return found
 
 
@@ -294,7 +296,8 @@ def _join(
     op_at: Array, stage_at: Array, leaves: int, most_stages: int, most_facts: int, new: Array, new_at: Array, states: Array, taken: Array,
     moves: Array, stages: Array, met: Array,
 ) -> int:
-    """See `Plan.join`. Returns how many rows *moves* has: contact, view, stages before, stages after; *stages* and *met* hold theirs."""  # fmt: skip
+    """See `Plan.join`. Returns how many rows *moves* has: contact, view, stages before, stages after, 1 where those before are the first of those
+    after. *stages* and *met* hold them, those before only where they are others."""  # fmt: skip
     most_slots = 1024 + most_facts
     old_slots, new_slots = np.empty(most_slots, np.uint64), np.empty(most_slots, np.uint64)
     old_places, new_places = np.empty((most_slots, 2), np.int64), np.empty((most_slots, 2), np.int64)
@@ -438,20 +441,20 @@ def _join(
                 n_before = _project(
                     data, old_slots, old_places, n, ops, rules, op_at, first, last, spent_before, reached_before, stack, range_, scratch
                 )
-                same = n_before == n_after
+                onward = n_before <= n_after
                 k_before = k_after = 0
                 for k in range(n_before):
-                    if same and (reached_before[k, 0] != reached_after[k, 0] or reached_before[k, 1] != reached_after[k, 1]):
-                        same = False
+                    if onward and (reached_before[k, 0] != reached_after[k, 0] or reached_before[k, 1] != reached_after[k, 1]):
+                        onward = False
                     k_before += np.int64(reached_before[k, 1])  # type: ignore[assignment]
                 for k in range(n_after):
                     k_after += np.int64(reached_after[k, 1])  # type: ignore[assignment]
-                if same:
+                if onward:
                     for k in range(k_before):
                         if spent_before[k, 0] != spent_after[k, 0] or spent_before[k, 1] != spent_after[k, 1]:
-                            same = False
+                            onward = False
                             break
-                if same:
+                if onward and n_before == n_after:
                     continue
                 if m_moves >= moves.shape[0] or m_stages + n_before + n_after > stages.shape[0] or m_met + k_before + k_after > met.shape[0]:
                     room = False
@@ -460,7 +463,10 @@ def _join(
                 moves[m_moves, 1] = view
                 moves[m_moves, 2] = n_before
                 moves[m_moves, 3] = n_after
+                moves[m_moves, 4] = 1 if onward else 0
                 m_moves += 1
+                if onward:
+                    n_before = k_before = 0
                 for k in range(n_before):
                     stages[m_stages, 0], stages[m_stages, 1] = reached_before[k, 0], reached_before[k, 1]
                     m_stages += 1

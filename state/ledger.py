@@ -21,7 +21,7 @@ BLOCK_BYTES = 16 << 10
 BLOOM_BITS = 10
 RECENT_SHIFT = 3  # an eighth of the memory keeps records at hand: people come in visits, of several activities each
 RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dict
-RECORDS = (b"e", b"i")  # see the table above
+RECORDS = b"ei"  # see the table above
 
 
 class Memory:
@@ -87,7 +87,7 @@ class Ledger:
         batch = rocksdict.WriteBatch(raw_mode=True)
         for start, end in drop:
             batch.delete_range(start, end)
-            if start[:1] <= RECORDS[-1] and end > RECORDS[0]:
+            if start[:1] <= RECORDS[1:] and end > RECORDS[:1]:
                 self._forget()
         put, delete = batch.put, batch.delete
         recent, room = self._recent, self._memory.recent_room
@@ -96,7 +96,7 @@ class Ledger:
                 delete(key)
             else:
                 put(key, value)
-            if key[:1] in RECORDS:
+            if key[0] in RECORDS:
                 old = recent.pop(key, None)
                 if old is not None:
                     room += len(key) + len(old) + RECENT_OVERHEAD_BYTES
