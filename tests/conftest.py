@@ -22,9 +22,9 @@ from tests.support.kafka import KafkaBroker, KafkaUnavailable
 
 os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what commands print would be folded
 
-WAITING = ("broker", "browser")
-"""Their tests wait most of the time, for sessions that end, workers that come back and pages that follow."""
-BUSY = ("bench", "contracts", "docs")
+WAITING = ("broker", "soak")
+"""Their tests wait most of the time, for sessions that end and workers that come back."""
+BUSY = ("bench", "browser", "contracts", "docs")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 
 
