@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -161,7 +162,12 @@ class Partition:
             if not await pipeline.room(behind):
                 return
             last = at + size >= len(chunk)
-            pipeline.add(self._batch(source, chunk[at : at + size], done if last else lambda: None))
+            try:
+                pipeline.add(self._batch(source, chunk[at : at + size], done if last else lambda: None))
+            except Exception:
+                about = {"topic": self.context.topics[source], "partition": self.number, "offset": chunk[at].offset}
+                log.error("a batch cannot be decided", extra={**about, "last_offset": chunk[min(at + size, len(chunk)) - 1].offset})
+                raise
             await asyncio.sleep(0)  # answers questions and heartbeats between two batches
 
     def _batch(self, source: str, chunk: Sequence[Any], done: Callable[[], None]) -> Work:
@@ -185,6 +191,11 @@ class Partition:
         rejected = [intake.rejected(topic, self.number, record, error, now_ms) for record, error in taken.refused]
         for origin, reason in decision.refused:
             rejected.append(intake.rejected(origin.topic, origin.partition, origin, Refused("too_many_merges", reason), now_ms))
+        if rejected and log.isEnabledFor(logging.DEBUG):
+            for record, error in taken.refused:
+                about = {"topic": topic, "partition": self.number, "offset": record.offset, "code": error.code}
+                whom = {} if record.key is None else {"contact": blake2b(record.key, digest_size=8).hexdigest()}
+                log.debug("rejected: %s", error.code, extra={**about, **whom})
         work = self.work(decision, rejected, (source, chunk[-1].offset + 1), done)
         metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
         return work

@@ -1,40 +1,40 @@
-"""Logs: how log lines are written, by the settings `log_level` and `log_format`. Logs nothing itself."""
+"""Logs: how log lines are written, by the settings `log_level` and `log_format`. Logs nothing itself.
+
+Modules log through `logging`, what a line is about as `extra`: `partition`, `topic`, `offset`, and `contact` as a hash, never as it is.
+"""
 
 from __future__ import annotations
 
-import json
 import logging
-from datetime import UTC, datetime
 from typing import Any, TextIO
+
+import structlog
+from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_logger_name
 
 from streams.settings import Settings
 
 QUIET = {"aiokafka": logging.ERROR, "faust": logging.WARNING, "mode": logging.WARNING, "uvicorn.access": logging.WARNING}
+FIELDS = ("topic", "partition", "offset", "last_offset", "contact", "journey", "recalculation", "code", "worker")
+"""What lines may be about; libraries add things of their own to theirs, which are left out."""
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+def _formatter(as_json: bool, colors: bool) -> logging.Formatter:
+    when: Any = structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json, key="at")
+    last: list[Any] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    if not as_json:
+        plain = structlog.dev.plain_traceback  # its own shows local variables, and secrets among them
+        last = [structlog.dev.ConsoleRenderer(colors=colors, timestamp_key="at", event_key="message", pad_event_to=0, exception_formatter=plain)]
+    return ProcessorFormatter(
+        foreign_pre_chain=[when, add_log_level, add_logger_name, ExtraAdder(allow=FIELDS), structlog.processors.EventRenamer("message")],
+        processors=[ProcessorFormatter.remove_processors_meta, *last],
+    )
 
 
 def configure(settings: Settings, stream: TextIO, least: str | None = None) -> None:
     """Sends log lines to *stream*, those of the libraries from warnings up. *least*: the level where the settings name none."""
     level = settings.log_level if least is None or settings.origin_of("log_level") != "default" else least
     handler = logging.StreamHandler(stream)
-    if settings.log_format == "json":
-        handler.setFormatter(JsonLines())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_formatter(settings.log_format == "json", stream.isatty()))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name, quiet in QUIET.items():
         logging.getLogger(name).setLevel(max(quiet, logging.getLevelName(level)))

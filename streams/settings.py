@@ -35,7 +35,7 @@ MASK = "********"
 DAY_MS = 86_400_000
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
 
 class SettingsError(ValueError):
@@ -72,8 +72,10 @@ class Settings(BaseModel):
         "PLAINTEXT", description="How to talk to the broker.")
     sasl_mechanism: Annotated[SaslMechanism | None, BeforeValidator(_upper)] = Field(
         None, description="How to log in, with SASL_PLAINTEXT and SASL_SSL.")
-    sasl_username: str | None = Field(None, description="User name for SASL.")
-    sasl_password: SecretStr | None = Field(None, description="Password for SASL.")
+    sasl_username: str | None = Field(None, description="User name for SASL; with OAUTHBEARER the client id.")
+    sasl_password: SecretStr | None = Field(None, description="Password for SASL; with OAUTHBEARER the client secret.")
+    sasl_oauth_token_url: str | None = Field(None, description="With OAUTHBEARER: where tokens come from (client credentials).")
+    sasl_oauth_scope: str | None = Field(None, description="With OAUTHBEARER: the scope to ask for, where one is needed.")
     ssl_cafile: Path | None = Field(None, description="Certificates (PEM) that vouch for the broker. Empty: those of the system.")
     ssl_certfile: Path | None = Field(None, description="Our own certificate (PEM), where the broker wants one.")
     ssl_keyfile: Path | None = Field(None, description="The key (PEM) of our own certificate.")
@@ -247,6 +249,8 @@ class Settings(BaseModel):
         if sasl and not (self.sasl_mechanism and self.sasl_username and self.sasl_password is not None):
             raise ValueError(f"security_protocol {self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password; "
                              "set all three")
+        if (self.sasl_mechanism == "OAUTHBEARER") != (self.sasl_oauth_token_url is not None):
+            raise ValueError("sasl_mechanism OAUTHBEARER and sasl_oauth_token_url belong together; set both or none")
         if self.sasl_mechanism and not sasl:
             raise ValueError(f"sasl_mechanism is set, but security_protocol {self.security_protocol} does not log in; "
                              "set security_protocol to SASL_SSL (or SASL_PLAINTEXT), or leave sasl_mechanism out")
@@ -431,7 +435,14 @@ def aiokafka_kwargs(settings: Settings) -> dict[str, Any]:
     """Arguments by which aiokafka's consumer, producer and admin client connect. Reads the TLS files: raises OSError, ssl.SSLError."""
     kwargs: dict[str, Any] = {"bootstrap_servers": settings.bootstrap, "security_protocol": settings.security_protocol,
                               "ssl_context": _ssl_context(settings)}
-    if settings.uses_sasl:
+    if settings.sasl_oauth_token_url is not None:
+        from .tokens import Tokens
+
+        cafile = None if settings.ssl_cafile is None else str(settings.ssl_cafile)
+        tokens = Tokens(settings.sasl_oauth_token_url, settings.sasl_username or "", _secret(settings.sasl_password) or "", settings.sasl_oauth_scope,
+                        cafile)
+        kwargs |= {"sasl_mechanism": settings.sasl_mechanism, "sasl_oauth_token_provider": tokens}
+    elif settings.uses_sasl:
         kwargs |= {"sasl_mechanism": settings.sasl_mechanism, "sasl_plain_username": settings.sasl_username,
                    "sasl_plain_password": _secret(settings.sasl_password)}
     return kwargs
@@ -448,18 +459,16 @@ def librdkafka_config(settings: Settings) -> dict[str, Any]:
                 config[key] = str(path)
         if settings.ssl_password is not None:
             config["ssl.key.password"] = _secret(settings.ssl_password)
-    if settings.uses_sasl:
+    if settings.sasl_oauth_token_url is not None:
+        config |= {"sasl.mechanism": settings.sasl_mechanism, "sasl.oauthbearer.method": "oidc",
+                   "sasl.oauthbearer.token.endpoint.url": settings.sasl_oauth_token_url,
+                   "sasl.oauthbearer.client.id": settings.sasl_username, "sasl.oauthbearer.client.secret": _secret(settings.sasl_password)}
+        if settings.sasl_oauth_scope is not None:
+            config["sasl.oauthbearer.scope"] = settings.sasl_oauth_scope
+        if settings.ssl_cafile is not None:
+            config["https.ca.location"] = str(settings.ssl_cafile)
+    elif settings.uses_sasl:
         config |= {"sasl.mechanism": settings.sasl_mechanism, "sasl.username": settings.sasl_username,
                    "sasl.password": _secret(settings.sasl_password)}
     return config
 
-
-def faust_broker_credentials(settings: Settings) -> Any:
-    """What Faust's `broker_credentials` takes (None without TLS and SASL). Reads the TLS files: raises OSError, ssl.SSLError."""
-    from faust import auth
-
-    context = _ssl_context(settings)
-    if settings.uses_sasl:
-        return auth.SASLCredentials(mechanism=settings.sasl_mechanism, username=settings.sasl_username,
-                                    password=_secret(settings.sasl_password), ssl_context=context)
-    return None if context is None else auth.SSLCredentials(context)

@@ -1,14 +1,19 @@
 """Settings: where values come from, what is refused and how it is said, and that the client libraries take what we make of them."""
 
+import asyncio
+import base64
+import http.server
+import json
 import ssl
+import threading
+import time
+from typing import ClassVar
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
-from faust import auth
-from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from streams.settings import (
     MASK,
@@ -17,10 +22,10 @@ from streams.settings import (
     SettingsError,
     aiokafka_kwargs,
     env_name,
-    faust_broker_credentials,
     flag_name,
     librdkafka_config,
 )
+from streams.tokens import TokenError
 
 # ---------------------------------------------------------------- sources
 
@@ -145,7 +150,6 @@ def test_without_tls_and_login_nothing_is_said_of_them():
     settings = Settings.load({"broker": "a:1,b:2"}, environ={})
     assert aiokafka_kwargs(settings) == {"bootstrap_servers": "a:1,b:2", "security_protocol": "PLAINTEXT", "ssl_context": None}
     assert librdkafka_config(settings) == {"bootstrap.servers": "a:1,b:2", "security.protocol": "PLAINTEXT"}
-    assert faust_broker_credentials(settings) is None
 
 
 def test_tls_without_login():
@@ -154,7 +158,6 @@ def test_tls_without_login():
     assert isinstance(context, ssl.SSLContext)
     assert (context.check_hostname, context.verify_mode) == (False, ssl.CERT_REQUIRED)
     assert librdkafka_config(settings)["ssl.endpoint.identification.algorithm"] == "none"
-    assert isinstance(faust_broker_credentials(settings), auth.SSLCredentials)
 
 
 def secure(kafka, tmp_path, **changed):
@@ -177,8 +180,67 @@ async def test_all_libraries_log_in_over_tls(secure_kafka, tmp_path, mechanism):
     settings = secure(secure_kafka, tmp_path, sasl_mechanism=mechanism)
     assert await connects(**aiokafka_kwargs(settings))
     assert AdminClient(librdkafka_config(settings)).list_topics(timeout=10).brokers
-    faust_says = credentials_to_aiokafka_auth(faust_broker_credentials(settings))
-    assert await connects(bootstrap_servers=settings.bootstrap, **faust_says)
+
+
+class TokenEndpoint(http.server.BaseHTTPRequestHandler):
+    """Gives tokens that nobody signed, to the one client it knows."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        self.asked.append(body)
+        known = self.headers["authorization"] == "Basic " + base64.b64encode(b"worker:s3cret").decode()
+        now = int(time.time())
+        parts = [{"alg": "none"}, {"sub": "worker", "iat": now, "exp": now + 600, "scope": "kafka"}]
+        token = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
+        said = json.dumps({"access_token": token, "token_type": "bearer", "expires_in": 600} if known else {"error": "invalid_client"}).encode()
+        self.send_response(200 if known else 401)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def token_url():
+    TokenEndpoint.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), TokenEndpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/token"
+        server.shutdown()
+
+
+async def test_all_libraries_log_in_with_tokens(secure_kafka, tmp_path, token_url):
+    oauth = {"sasl_mechanism": "OAUTHBEARER", "sasl_username": "worker", "sasl_password": "s3cret", "sasl_oauth_token_url": token_url}
+    settings = secure(secure_kafka, tmp_path, **oauth, sasl_oauth_scope="kafka")
+    kwargs = aiokafka_kwargs(settings)
+    assert await connects(**kwargs)
+    assert await connects(**kwargs)
+    assert len(TokenEndpoint.asked) == 1, "a token is used until it ends"
+    assert "grant_type=client_credentials" in TokenEndpoint.asked[0]
+    assert "scope=kafka" in TokenEndpoint.asked[0]
+    assert (await asyncio.to_thread(AdminClient(librdkafka_config(settings)).list_topics, timeout=10)).brokers
+
+
+async def test_a_wrong_client_secret_is_told_without_the_secret(secure_kafka, tmp_path, token_url):
+    oauth = {"sasl_mechanism": "OAUTHBEARER", "sasl_username": "worker", "sasl_password": "wr0ng", "sasl_oauth_token_url": token_url}
+    settings = secure(secure_kafka, tmp_path, **oauth)
+    with pytest.raises(TokenError, match=r"/token answered 401; see to sasl_username") as refused:
+        await aiokafka_kwargs(settings)["sasl_oauth_token_provider"].token()
+    assert "wr0ng" not in str(refused.value)
+    nobody = secure(secure_kafka, tmp_path, **{**oauth, "sasl_oauth_token_url": "http://127.0.0.1:9/token"})
+    with pytest.raises(TokenError, match="gave no token"):
+        await aiokafka_kwargs(nobody)["sasl_oauth_token_provider"].token()
+
+
+def test_tokens_and_where_they_come_from_belong_together():
+    for odd in ({"sasl_mechanism": "OAUTHBEARER"}, {"sasl_mechanism": "PLAIN", "sasl_oauth_token_url": "http://x/token"}):
+        with pytest.raises(SettingsError, match="belong together"):
+            Settings.load({"security_protocol": "SASL_SSL", "sasl_username": "a", "sasl_password": "b"} | odd, environ={})
 
 
 async def test_a_wrong_password_is_refused(secure_kafka, tmp_path):

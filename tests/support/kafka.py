@@ -175,8 +175,10 @@ class KafkaBroker:
         scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
         return "\n".join([
             f"ssl.keystore.location={store}", "ssl.keystore.type=PKCS12", f"ssl.keystore.password={password}",
-            "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+            "sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER",
             f'listener.name.sasl_ssl.plain.sasl.jaas.config={plain} user_{self.login.username}="{self.login.password}";',
+            # takes tokens that nobody signed: for tests
+            "listener.name.sasl_ssl.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;",
             f"listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram}",
             f"listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram}"])
 
