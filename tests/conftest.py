@@ -24,7 +24,7 @@ os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what com
 
 WAITING = ("broker", "soak")
 """Their tests wait most of the time, for sessions that end and workers that come back."""
-BUSY = ("bench", "browser", "contracts", "docs")
+BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 
 

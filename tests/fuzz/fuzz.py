@@ -1,0 +1,221 @@
+"""Fuzzing: records and API calls that are nearly right, in great numbers. Nothing may fail that is ours, and memory stays as it is.
+
+Records go the way they go on a worker: intake, then a decision over what is there already. Calls go to a running Waypost over HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any, NamedTuple
+
+import httpx
+import psutil
+
+from agents import handoffs, intake
+from schemas import codec
+from schemas.errors import Refused
+from schemas.hashing import h8
+from schemas.journey import parse_journey
+from schemas.recalculation import decode
+from state import kernel
+from state.decision import Batch
+from state.evidence import hit
+from state.matching import Matcher
+from state.messages import Join, Unite
+from state.recalculation import rules_by_key
+from state.views import View, Views
+
+NOW_MS, AHEAD_MS = 1_790_000_000_000, 86_400_000
+CHUNK = 1000
+PIECES = [
+    b"null", b"true", b"-1", b"1e999", b"1.0", b"9" * 400, b'""', b'"\\ud800"', b'"\\u0000"', b"[]", b"{}", b"[" * 600, b'{"a":' * 300,
+    b"\xff\xfe", b"\x00", "é\u202e😀".encode(), b'"2026-01-02T03:04:05Z"', b'"0001-01-01T00:00:00+23:59"', b'"9999-12-31T23:59:59-23:59"', b"253402300799999", b'"contact_id"',
+    b'"type"', b'"at"', b'"page"', b",", b":", b'"', b"\\", b"}", b"]", b"/start", b"x" * 3000,
+]  # fmt: skip
+JOURNEY = {
+    "id": "fuzz",
+    "name": "Fuzz",
+    "stages": [
+        {"name": "One", "condition": {"any": [{"rule": "visited_page", "page": "/start"}, {"rule": "visited_url", "url": {"matches": "a.*b"}}]}},
+        {"name": "Two", "condition": {"all": [{"rule": "submitted_form", "form": "f"}, {"rule": "performed_activity", "activity": "click"}]}},
+    ],
+}
+RULES = rules_by_key(parse_journey(JOURNEY))
+
+
+class Record(NamedTuple):
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Any = ()
+
+
+class Found(NamedTuple):
+    """`said`: what was answered, counted. `growth`: memory at the end for that after the first tenth."""
+
+    said: Counter[str]
+    growth: float
+
+
+def mutated(r: Random, raw: bytes) -> bytes:
+    """*raw* with one to four things done to it."""
+    made = bytearray(raw)
+    for _ in range(r.choice((0, 1, 1, 1, 2, 3, 4))):
+        at = r.randrange(len(made) + 1)
+        kind = r.randrange(7)
+        if kind == 0 and made:
+            made[at % len(made)] ^= 1 << r.randrange(8)
+        elif kind == 1:
+            del made[at : at + r.randrange(1, 12)]
+        elif kind == 2:
+            made[at:at] = r.choice(PIECES)
+        elif kind == 3:
+            made[at:at] = made[: r.randrange(len(made) + 1)]
+        elif kind == 4:
+            colon = made.find(b":", at)
+            end = min((i for i in (made.find(b",", colon), made.find(b"}", colon)) if i > 0), default=-1)
+            if 0 < colon < end:
+                made[colon + 1 : end] = r.choice(PIECES)  # another value for a field
+        elif kind == 5:
+            made[at:] = b""
+        else:
+            made[at : at + 1] = bytes([r.randrange(256)])
+    return bytes(made[: 3 << 20])
+
+
+def seeds(r: Random) -> tuple[str, bytes]:
+    """A source topic and a record that is right for it."""
+    contact, at = f"c{r.randrange(50)}", NOW_MS - r.randrange(10**9)
+    kind = r.randrange(10)
+    if kind < 5:
+        type_, page = r.choice(["pagevisit", "PageVisit", "click", "bizformsubmit"]), r.choice(["/start", "/other"])
+        said: dict[str, Any] = {"id": f"a{r.randrange(10**6)}", "contact_id": contact, "type": type_, "at": at, "page": page}
+        said |= {"url": "https://x/a-b", "form": "f", "value": None}
+        return "activities", json.dumps(said).encode()
+    if kind < 6:
+        return "contact-merges", json.dumps({"from": contact, "into": f"c{r.randrange(50)}", "at": at, "id": "m"}).encode()
+    if kind < 7:
+        return "contacts", json.dumps({"contact_id": contact, "groups": ["a", "b"], "attributes": {"n": 1, "t": "x"}, "at": at}).encode()
+    if kind < 9:
+        rule = r.choice(list(RULES))
+        message = Join(contact, {rule: hit(at, h8("x"))}, ids={hit(at, h8("x")): "x"}) if kind == 7 else Unite(contact, f"c{r.randrange(50)}")
+        return "handoffs", handoffs.encode(message)
+    return "journeys", json.dumps(JOURNEY).encode()
+
+
+def fuzz_records(count: int, seed: int, say: Callable[[str], None]) -> Found:
+    """Raises whatever fails; what is refused is refused in words."""
+    kernel.warm()
+    r, said, matcher = Random(seed), Counter[str](), Matcher(RULES)
+    views = Views([View(parse_journey(JOURNEY), told=True)])
+    keep: dict[bytes, bytes] = {}
+    memory = psutil.Process()
+    early = 0
+    for done in range(0, count, CHUNK):
+        chunks: dict[str, list[Record]] = {}
+        for offset in range(done, min(done + CHUNK, count)):
+            source, raw = seeds(r)
+            value = None if r.random() < 0.002 else mutated(r, raw)
+            key = r.choice((None, b"", b"c1", b"\xff\xfe", value[:20] if value else b"k"))
+            chunks.setdefault(source, []).append(Record(offset, NOW_MS, key, value, [("h", None)] if r.random() < 0.01 else ()))
+        for source, chunk in chunks.items():
+            if source == "journeys":
+                for record in chunk:
+                    for read in (codec.decode_journey, decode):
+                        try:
+                            read(record.key, record.value or b"")
+                            said["journeys taken"] += 1
+                        except Refused as refused:
+                            said[f"journeys {refused.code}"] += 1
+                continue
+            taken = _taken(source, chunk, matcher)
+            for _, refused in taken.refused:
+                assert refused.message, "a refusal says why"
+                said[f"{source} {refused.code}"] += 1
+            said[f"{source} taken"] += len(chunk) - len(taken.refused)
+            batch = Batch(views, keep.get, lambda _: True)
+            if taken.hits:
+                batch.activities(taken.hits, taken.ids)
+            for message in taken.messages:
+                batch.deliver(message)
+            for place, written in batch.decide().records.items():
+                keep.pop(place, None)
+                if written is not None:
+                    keep[place] = written
+        while len(keep) > 20_000:
+            keep.pop(next(iter(keep)))
+        if done <= count // 10:
+            early = memory.memory_info().rss
+        if done % 100_000 == 0 and done:
+            say(f"{done:,} records")
+    return Found(said, memory.memory_info().rss / early)
+
+
+def _taken(source: str, chunk: list[Record], matcher: Matcher) -> intake.Taken:
+    if source == "activities":
+        return intake.activities(chunk, matcher, NOW_MS, AHEAD_MS)
+    if source == "contact-merges":
+        return intake.merges(chunk, source, 0, NOW_MS, AHEAD_MS)
+    if source == "contacts":
+        return intake.profiles(chunk, NOW_MS, AHEAD_MS)
+    return intake.handed_over(chunk)
+
+
+PATHS = (
+    "/api/journeys", "/api/journeys/{}", "/api/journeys/{}/results", "/api/journeys/{}/stages/{}/contacts", "/api/journeys/{}/versions",
+    "/api/journeys/{}/versions/{}", "/api/journeys/{}/groups", "/api/journeys/{}/days", "/api/journeys/{}/waits", "/api/journeys/{}/preview",
+    "/api/contacts", "/api/contacts/{}", "/api/activities", "/api/merges", "/api/recalculations", "/api/recalculations/{}", "/api/rejected",
+    "/api/rejected/resend", "/api/rules", "/api/values", "/api/health", "/api/health/history", "/journeys", "/journeys/{}", "/contacts",
+    "/contacts/{}", "/builder", "/operations", "/{}", "/api/{}",
+)  # fmt: skip
+QUERIES = ("who", "limit", "after", "group", "groups", "q", "from", "to", "field", "id", "version", "state", "page", "sort")
+VALUES = ("converted", "0", "-1", "1", "9" * 30, "", "é", "\u202e", "%00", "../..", "' or 1=1", "<b>", "a" * 3000, "null", "NaN", "fuzz")
+
+
+def calls(r: Random) -> Iterator[tuple[str, str, dict[str, str], bytes | None, dict[str, str]]]:
+    """Method, path, query, body, headers; for ever."""
+    bodies = [json.dumps(JOURNEY).encode(), b'[{"contact_id":"c","type":"click","at":1}]', b'[{"from":"a","into":"b","at":1}]']
+    bodies += [b'{"journeys":["fuzz"]}', b'{"ids":["0-0"]}', b"[]", b"{}"]
+    while True:
+        path = r.choice(PATHS)
+        while "{}" in path:
+            path = path.replace("{}", r.choice(("fuzz", "1", "0", "-1", "é", "%2e%2e", "a" * 300, "x y", "%ff", "c1", "\u202e")), 1)
+        method = r.choice(("GET", "GET", "GET", "GET", "PUT", "POST", "DELETE", "PATCH", "HEAD", "OPTIONS"))
+        query = {r.choice(QUERIES): r.choice(VALUES) for _ in range(r.randrange(3))}
+        body = mutated(r, r.choice(bodies)) if method in ("PUT", "POST", "PATCH") else None
+        kind = r.choice(("application/json", "application/json", "text/csv", "application/x-ndjson", "", "x/y; charset=\xe9"))
+        headers = {"content-type": kind} if kind else {}
+        if r.random() < 0.05:
+            headers |= {"last-event-id": r.choice(VALUES[1:6]), "accept": r.choice(("text/event-stream", "text/html", "*/*"))}
+        yield method, path, query, body, {name: value.encode("latin-1", "ignore").decode("latin-1") for name, value in headers.items()}
+
+
+def fuzz_calls(url: str, pid: int, count: int, seed: int, say: Callable[[str], None]) -> Found:
+    """To the console at *url*, process *pid*. AssertionError for an answer that no client should see."""
+    said, r, memory, early = Counter[str](), Random(seed), psutil.Process(pid), 0
+    with httpx.Client(base_url=url, timeout=30.0) as client:
+        client.put("/api/journeys/fuzz", json=JOURNEY).raise_for_status()
+        for number, (method, path, query, body, headers) in zip(range(count), calls(r), strict=False):
+            try:
+                with client.stream(method, path, params=query, content=body, headers=headers) as answer:
+                    streaming = "event-stream" in answer.headers.get("content-type", "")
+                    text = "" if streaming else answer.read().decode("utf-8", "replace")
+            except (httpx.InvalidURL, UnicodeEncodeError):
+                said["no such call can be made"] += 1
+                continue
+            what = f"{method} {path} {query} {headers} {body!r}: {answer.status_code} {text[:400]}"
+            assert answer.status_code < 500 or answer.status_code == 503, what
+            assert "Traceback" not in text, what
+            assert 'File "' not in text, what
+            if answer.status_code >= 400 and path.startswith("/api") and method != "HEAD":
+                assert json.loads(text)["error"]["message"], what
+            said[str(answer.status_code)] += 1
+            if number <= count // 10:
+                early = memory.memory_info().rss
+            if number % 10_000 == 0 and number:
+                say(f"{number:,} calls")
+    return Found(said, memory.memory_info().rss / early)
