@@ -24,10 +24,11 @@ def main() -> int:
     if args.records:
         _tell("records", args.records, fuzz_records(args.records, args.seed, _say), time.monotonic() - began)
     if args.calls:
-        with tempfile.TemporaryDirectory(prefix="waypost-fuzz-") as directory, EmbeddedBroker(Path(directory)) as broker:
-            with started(broker.bootstrap, "fuzz.", Path(directory) / "up") as running:
-                began = time.monotonic()
-                _tell("calls", args.calls, fuzz_calls(running.url, running.process.pid, args.calls, args.seed, _say), time.monotonic() - began)
+        with tempfile.TemporaryDirectory(prefix="waypost-fuzz-") as name, EmbeddedBroker(Path(name)) as broker, \
+                started(broker.bootstrap, "fuzz.", Path(name) / "up") as running:  # fmt: skip
+            began = time.monotonic()
+            found = fuzz_calls(running.url, running.process.pid, args.calls, args.seed, _say)
+            _tell("calls", args.calls, found, time.monotonic() - began)
     return 0
 
 
