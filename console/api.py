@@ -26,6 +26,7 @@ from .handlers import install
 from .kafka import now_ms
 from .measure import Measured
 from .openapi import describe, errors, request_body
+from .openid import OpenId
 from .pages import account
 from .pages import routes as page_routes
 from .people import People, Sessions
@@ -49,7 +50,9 @@ ETAG = {"ETag": {"description": "the version, in quotes", "schema": {"type": "st
 
 
 async def only_known_parameters(request: Request) -> None:
-    """A query parameter that does not exist is a typing mistake (contract, preamble)."""
+    """A query parameter that does not exist is a typing mistake (contract, preamble), except where others than people write the query."""
+    if account.ANY_QUERY in request.scope["route"].tags:
+        return
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     for name in request.query_params:
         if name not in known:
@@ -90,11 +93,12 @@ def build(backend: Backend, guarded: bool = True) -> FastAPI:
 def _guarded(app: FastAPI, backend: Backend) -> Callable[[APIRouter], None]:
     """Puts the guard before *app*; what adds the pages by which one logs in."""
     settings = backend.settings
-    people = None if settings.users_file is None else People(settings.users_file)
+    openid = None if settings.oidc_issuer is None else OpenId(settings)
+    people = None if settings.users_file is None and openid is None else People(settings.users_file)
     seconds = settings.session_hours * 3600
     sessions, audit = Sessions(seconds), backend.audit()
     app.add_middleware(Guard, settings=settings, people=people, sessions=sessions, audit=audit, page=page_routes.error_page)
-    return lambda router: account.install(router, people, sessions, seconds, audit)
+    return lambda router: account.install(router, people, openid, sessions, seconds, audit)
 
 
 # ---------------------------------------------------------------------------------------- journeys

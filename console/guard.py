@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 COOKIE = "waypost_session"
 SAFE = ("GET", "HEAD", "OPTIONS")
-PUBLIC = re.compile(r"/(healthz|readyz|metrics|login|favicon\.ico|static/.*)")
+PUBLIC = re.compile(r"/(healthz|readyz|metrics|login(/openid(/back)?)?|favicon\.ico|static/.*)")
 PAGES = re.compile(r"/($|journeys$|contacts$|operations$|builder$|account$)")
 Audit = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -103,8 +103,11 @@ class Guard:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return self._people.by_token(token.strip()), True
-        name = self._sessions.name(session_of(headers) or "")
-        return (None if name is None else self._people.named(name)), False
+        whose = self._sessions.whose(session_of(headers) or "")
+        if whose is None:
+            return None, False
+        name, role = whose
+        return (self._people.named(name) if role is None else Person(name, role)), False
 
     def _refused(self, method: str, path: str, headers: Headers, person: Person | None, by_token: bool) -> Response | None:
         """What is answered instead; None for a request that may pass."""

@@ -55,6 +55,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for operation in (o for path in document["paths"].values() for o in path.values()):
             for parameter in operation.get("parameters", []):
                 parameter["schema"] = _not_null(parameter["schema"])
+        for path, operations in document["paths"].items():
+            for operation in operations.values() if path.startswith("/api/") else ():
+                for status, why in (("401", "nobody is logged in, and no token was sent"), ("403", "the role does not reach so far")):
+                    content = {"application/json": {"schema": {"$ref": REF.format("ErrorAnswer")}}}
+                    operation["responses"].setdefault(status, {"description": why, "content": content})
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = document

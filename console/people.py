@@ -56,12 +56,12 @@ EVERYBODY = Person("everybody", "operator")
 
 
 class People:
-    """The users and tokens of a file. Raises PeopleError at the start; later, a file that is broken leaves what was there."""
+    """The users and tokens of a file; nobody without one. Raises PeopleError at the start; later, a file that is broken leaves what was there."""
 
-    def __init__(self, path: Path, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path | None, now: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._now = now
-        self._users, self._tokens = read(path)
+        self._users, self._tokens = ({}, {}) if path is None else read(path)
         self._stamp, self._looked = _stamp(path), now()
 
     def check(self, name: str, password: str) -> Person | None:
@@ -91,7 +91,7 @@ class People:
         if self._now() - self._looked < LOOK_SECONDS:
             return
         self._looked, stamp = self._now(), _stamp(self._path)
-        if stamp != self._stamp:
+        if stamp != self._stamp and self._path is not None:
             try:
                 self._users, self._tokens = read(self._path)
                 self._stamp = stamp
@@ -103,7 +103,9 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    if path is None:
+        return None
     try:
         found = path.stat()
     except OSError:
@@ -163,19 +165,20 @@ class Sessions:
     def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._now = now
-        self._open: dict[str, tuple[str, float]] = {}
+        self._open: dict[str, tuple[str, float, str | None]] = {}
 
-    def begin(self, name: str) -> str:
-        """A new secret for *name*: never one that came from outside."""
+    def begin(self, name: str, role: str | None = None) -> str:
+        """A new secret for *name*: never one that came from outside. *role*: as a provider of identities said; None: as the file says."""
         now = self._now()
-        self._open = {key: (who, until) for key, (who, until) in self._open.items() if until > now}
+        self._open = {key: one for key, one in self._open.items() if one[1] > now}
         token = secrets.token_urlsafe(32)
-        self._open[digest(token)] = name, now + self._seconds
+        self._open[digest(token)] = name, now + self._seconds, role
         return token
 
-    def name(self, token: str) -> str | None:
+    def whose(self, token: str) -> tuple[str, str | None] | None:
+        """`(name, role)`; the role is None where the file says it."""
         found = self._open.get(digest(token))
-        return found[0] if found is not None and found[1] > self._now() else None
+        return (found[0], found[2]) if found is not None and found[1] > self._now() else None
 
     def end(self, token: str) -> None:
         self._open.pop(digest(token), None)

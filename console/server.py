@@ -33,10 +33,10 @@ class CannotStart(RuntimeError):
 def listen(settings: Settings) -> tuple[socket.socket, str]:
     """The socket of the API, bound, and its URL. Raises `CannotStart`."""
     host = settings.console_host
-    if settings.users_file is None and not is_loopback(host):
+    if settings.users_file is None and settings.oidc_issuer is None and not is_loopback(host):
         raise CannotStart(
             f"the console would listen on {host}, for everybody, and has no users: make a file of them with `waypost user add`, name it as "
-            "users_file, or listen on 127.0.0.1"
+            "users_file, set oidc_issuer, or listen on 127.0.0.1"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -117,6 +117,12 @@ class Settings(BaseModel):
 
     users_file: Path | None = Field(None, description="File of the users and tokens of the console, made by `waypost user`. Empty: everybody "
                                     "who reaches the console may do everything, so that it listens on loopback alone.")
+    oidc_issuer: str | None = Field(None, pattern=r"^https?://[^\s]+", description="Provider of identities (OpenID Connect) at which people log in "
+                                    "to the console, with or without a file of users.")
+    oidc_client_id: str | None = Field(None, description="What the provider knows this console by.")
+    oidc_client_secret: SecretStr | None = Field(None, description="The secret that the provider gave for it.")
+    oidc_role_claim: str = Field("roles", min_length=1, description="The claim of the ID token that names a role: viewer, editor, operator, or the "
+                                 "same with waypost- before it.")
     session_hours: float = Field(12.0, gt=0, le=720, description="How long somebody stays logged in.")
     api_token: SecretStr | None = Field(None, description="Token with which commands ask the API of a console that has users.")
     internal_secret: SecretStr | None = Field(None, description="What the console says to workers, which answer nobody else. The same for all; "
@@ -257,6 +263,8 @@ class Settings(BaseModel):
         if (self.ssl_cafile or self.ssl_certfile) and not tls:
             raise ValueError(f"TLS files are set, but security_protocol {self.security_protocol} does not encrypt; "
                              "set security_protocol to SSL or SASL_SSL, or leave the files out")
+        if len({self.oidc_issuer is None, self.oidc_client_id is None, self.oidc_client_secret is None}) > 1:
+            raise ValueError("oidc_issuer, oidc_client_id and oidc_client_secret belong together; set all three or none")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile belong together; set both or none")
         if self.heartbeat_seconds * 3 > self.session_timeout_seconds:

@@ -300,13 +300,13 @@ def test_sessions_and_failures_end_by_themselves() -> None:
     now = 0.0
     sessions, failures = Sessions(100, lambda: now), Failures(lambda: now)
     token = sessions.begin("ada")
-    assert sessions.name(token) == "ada"
+    assert sessions.whose(token) == ("ada", None)
     for _ in range(people.FAILURES):
         failures.failed("ada", "10.0.0.1")
     assert failures.wait_seconds("ada", "10.0.0.2") > 0
     assert failures.wait_seconds("bob", "10.0.0.1") == 0
     now = 101.0
-    assert sessions.name(token) is None
+    assert sessions.whose(token) is None
     now = people.WINDOW_SECONDS + 1
     assert failures.wait_seconds("ada", "10.0.0.1") == 0
 

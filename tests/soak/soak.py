@@ -170,7 +170,7 @@ def soak(directory: Path, minutes: float, rate: float, seed: int, say: Callable[
     rng = random.Random(seed)
     broker = KafkaBroker(directory / "kafka", heap_mb=512)
     try:
-        settings = {"session_timeout_seconds": SESSION_SECONDS, "heartbeat_seconds": 1, "partitions": 8}
+        settings = {"session_timeout_seconds": SESSION_SECONDS, "heartbeat_seconds": 1, "partitions": 8, "memory_mb": 64}  # which is full soon
         with Group(broker.start(), "soak.", directory / "group", **settings) as group:
             group.start("a")
             group.start("b")
