@@ -87,7 +87,8 @@ def application(
         return _json({**questions.contact(found, contact), "positions": partitions.positions(number)})
 
     async def get_health(_: web.Request) -> web.Response:
-        return _json({"status": "ok"})
+        stuck = {str(number): round(seconds) for number, seconds in partitions.stuck().items()}
+        return _json({"status": "stuck", "partitions": stuck}, 503) if stuck else _json({"status": "ok"})
 
     async def get_ready(_: web.Request) -> web.Response:
         return _json({"ready": True}) if ready() else _json({"ready": False}, 503)

@@ -21,6 +21,9 @@ from .partition import SOURCES, Context, Partition
 
 log = logging.getLogger(__name__)
 
+STUCK_SECONDS = 300.0
+"""So long a broker may be away before a worker that waits for it is said to be stuck: starting it again may help, and harms nothing."""
+
 
 class Partitions:
     """What the Faust side of the worker calls (see `streams.table`), all in one event loop."""
@@ -73,6 +76,11 @@ class Partitions:
         if found is not None:
             await found.close()
             self._count()
+
+    def stuck(self) -> dict[int, float]:
+        """Partitions on which nothing has moved for `STUCK_SECONDS` although something is on its way, and for how long, in seconds."""
+        waited = {number: found.pipeline.stuck_seconds() for number, found in self._open.items() if found.pipeline is not None}
+        return {number: seconds for number, seconds in waited.items() if seconds > STUCK_SECONDS}
 
     async def close_all(self) -> None:
         for partition in list(self._open):

@@ -13,7 +13,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Protocol
 
 from . import metrics
@@ -82,6 +82,7 @@ class Pipeline:
         self._taken = 0
         self._waiting = 0
         self._on_their_way = 0
+        self._moved_at = monotonic()
         self._freed = asyncio.Event()
         self._closed = False
         self._sent: deque[Work] = deque()  # in the changelog, not yet in RocksDB
@@ -107,12 +108,18 @@ class Pipeline:
         self._taken += 1
         return True
 
+    def stuck_seconds(self) -> float:
+        """For how long nothing has moved although something is on its way."""
+        return monotonic() - self._moved_at if self._on_their_way else 0.0
+
     def spare(self) -> None:
         self._taken -= 1
         self._freed.set()
 
     def add(self, work: Work) -> None:
         """Puts a decision on its way. Its room was taken before, unless it says that it took none."""
+        if not self._on_their_way:
+            self._moved_at = monotonic()
         self._on_their_way += 1
         self._queues[0].put_nowait((work, None))
 
@@ -151,6 +158,7 @@ class Pipeline:
                 work, carried = await queue.get()
                 began = perf_counter()
                 carried = await step(work, carried)
+                self._moved_at = monotonic()
                 metrics.STEP_SECONDS.labels(name).observe(perf_counter() - began)
                 if self._step_done is not None:
                     self._step_done(name, self._partition)

@@ -170,7 +170,8 @@ def _taken(source: str, chunk: list[Record], matcher: Matcher) -> intake.Taken:
 PATHS = (  # what is there to be asked; now and then the method is another
     ("GET", "/api/journeys"), ("GET PUT DELETE", "/api/journeys/{}"), ("GET", "/api/journeys/{}/results"),
     ("GET", "/api/journeys/{}/stages/{}/contacts"), ("GET", "/api/journeys/{}/versions"), ("GET", "/api/journeys/{}/versions/{}"),
-    ("GET", "/api/journeys/{}/groups"), ("GET", "/api/journeys/{}/days"), ("GET", "/api/journeys/{}/waits"), ("POST", "/api/journeys/{}/preview"), ("POST", "/api/contacts"), ("GET DELETE", "/api/contacts/{}"),
+    ("GET", "/api/journeys/{}/groups"), ("GET", "/api/journeys/{}/days"),
+    ("GET", "/api/journeys/{}/waits"), ("POST", "/api/journeys/{}/preview"), ("POST", "/api/contacts"), ("GET DELETE", "/api/contacts/{}"),
     ("POST", "/api/activities"), ("POST", "/api/merges"), ("GET", "/api/recalculations"), ("GET", "/api/recalculations/{}"), ("GET", "/api/rejected"),
     ("POST", "/api/rejected/resend"), ("GET", "/api/rules"), ("GET", "/api/values"), ("GET", "/api/health"), ("GET", "/api/health/history"),
     ("GET", "/journeys"), ("GET", "/journeys/{}"), ("GET", "/contacts"), ("GET", "/contacts/{}"), ("GET", "/builder"), ("GET", "/operations"),
