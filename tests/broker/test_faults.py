@@ -1,6 +1,6 @@
 """What goes wrong around a worker: brokers, disks, clocks and networks. Nothing is lost, nothing is wrong, and it is current again soon.
 
-`WAYPOST_TEST_AWAY_SECONDS=120` says how long a broker or a network is away (20 without it). `pytest -rP` prints how long it took until everything
+`WAYPOST_TEST_AWAY_SECONDS=120` says how long a broker or a network is away (8 without it). `pytest -rP` prints how long it took until everything
 that was sent was in the numbers again; docs/reliability.md has the figures.
 """
 
@@ -27,7 +27,7 @@ from tests.support.kafka import KafkaBroker, KafkaCluster
 
 pytestmark = pytest.mark.kafka
 
-AWAY_SECONDS = float(os.environ.get("WAYPOST_TEST_AWAY_SECONDS", "20"))
+AWAY_SECONDS = float(os.environ.get("WAYPOST_TEST_AWAY_SECONDS", "8"))
 SESSION_SECONDS = 6
 TIMING = {"session_timeout_seconds": SESSION_SECONDS, "heartbeat_seconds": 1}
 
@@ -266,7 +266,7 @@ def test_a_network_that_is_cut_between_worker_and_broker(prefix: str, tmp_path: 
             with Group(broker.start(), prefix, tmp_path / "group", internal_secret="between-us", **TIMING) as group:
                 group.start("b", within=wire.within, WAYPOST_WORKER_HOST=wire.there)
                 opened(group)
-                stream = Stream(group, seed=11, count=8000, seconds=20 + AWAY_SECONDS)
+                stream = Stream(group, seed=11, count=8000, seconds=12 + AWAY_SECONDS)
                 stream.start()
                 time.sleep(5)
                 wire.cut()

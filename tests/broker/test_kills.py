@@ -1,6 +1,6 @@
 """Workers killed, wiped, stopped and joined in the middle of the shop's stream: no contact wrong, no stage change missing.
 
-`WAYPOST_TEST_KILLS=10` (the default) says how often the single worker is killed. A failure names the seed of the order of kills.
+`WAYPOST_TEST_KILLS=6` (the default) says how often the single worker is killed. A failure names the seed of the order of kills.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schemas.journey import journey_json
 from tests.broker.test_main_job import ACTIVITIES, CONTACTS, MERGES
 from tests.support.group import NESTED, WORDS, Group
 
-KILLS = int(os.environ.get("WAYPOST_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("WAYPOST_TEST_KILLS", "6"))
 SESSION_SECONDS = 6  # the shortest that Kafka allows
 STEPS = ("changes", "handoffs", "changelog", "rocksdb", "committed")
 
