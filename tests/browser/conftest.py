@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_play
 from tests.contracts.test_api import journey, put, send, visit
 from tests.support.running import Waypost, started
 
-expect.set_options(timeout=20_000)  # milliseconds; how soon pages follow is measured by tests/bench/pages.py
+expect.set_options(timeout=45_000)  # milliseconds; how soon pages follow is measured by tests/bench/pages.py
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 AXE: dict[str, Any] = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}

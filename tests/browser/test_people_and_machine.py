@@ -144,7 +144,7 @@ def test_the_console_restarts_under_an_open_page(embedded: str, tmp_path: Path, 
     builder.locator("#at-stages-0-kpi").fill("8")
     expect(builder.get_by_text("Connection lost. Your draft is kept")).to_be_visible()
     with started(embedded, prefix, tmp_path / "second", console_port=port) as second:
-        expect(page.get_by_text("Connection lost")).to_be_hidden(timeout=20_000)
+        expect(page.get_by_text("Connection lost")).to_be_hidden(timeout=45_000)
         expect(page.locator("#list-title")).to_have_text("3 converted")
         expect(page.locator("#drawer [data-row]").first).to_be_focused()
         send(second, "activities", visit("again", "new", "a", "11:00:00"))
