@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.contracts.test_api import journey, put, send, visit
 from tests.support.running import Waypost
@@ -37,6 +37,16 @@ def test_a_number_follows_an_activity_and_focus_stays(page: Page, waypost: Waypo
     expect(number).to_have_text("1")
     expect(number).to_be_focused()
     expect(page.locator("#nobody")).to_have_count(0)
+
+
+def test_a_page_becomes_live_however_late_a_script_comes(page: Page) -> None:
+    def late(route: Route) -> None:
+        page.wait_for_timeout(500)
+        route.continue_()
+
+    page.route("**/hx-sse.min.js", late)
+    with page.expect_request("**/journeys/loan/stream?*"):
+        page.goto("/journeys/loan")
 
 
 def test_a_journey_is_found_and_its_lists_are_reached_with_the_keyboard_alone(page: Page) -> None:
