@@ -23,20 +23,23 @@ from tests.support.kafka import KafkaBroker, KafkaUnavailable
 os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what commands print would be folded
 
 WAITING = ("broker", "soak")
-"""Their tests wait most of the time, for sessions that end and workers that come back."""
+"""Their tests wait most of the time, for sessions that end and workers that come back: two processes share them."""
+FIRST = ("test_kills.py", "test_recalculation.py", "test_table.py", "test_transport.py")
 BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of two processes, one runs what waits, the other first what only computes, test by test, and then what is busy."""
+    """Of three processes, two run what waits, the third first what only computes, test by test, and then what is busy."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Apart(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            room = nodeid.split("/")[1]
-            return "waiting" if room in WAITING else "busy" if room in BUSY else nodeid
+            room, module = nodeid.split("::")[0].split("/")[1:3]
+            if room in WAITING:
+                return "waiting, first half" if module in FIRST else "waiting, second half"
+            return "busy" if room in BUSY else nodeid
 
     config.option.loadscopereorder = False  # in the order in which they are collected
     return Apart(config, log)
