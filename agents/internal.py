@@ -75,8 +75,8 @@ def application(
         version, generation, stage = _integer(q, "version", None), _integer(q, "generation", None), _integer(q, "stage", 1)
         limit = max(1, min(_integer(q, "limit", 100) or 100, MAX_ROWS))
         after = bytes.fromhex(q["after"]) if q.get("after") else None
-        who, group = q.get("who", questions.CONVERTED), q.get("group")
-        return each(lambda p: questions.listed(p, q["journey"], version, generation, stage or 1, who, group, limit, after))
+        who, group, newest = q.get("who", questions.CONVERTED), q.get("group"), q.get("order") == "newest"
+        return each(lambda p: questions.listed(p, q["journey"], version, generation, stage or 1, who, group, limit, after, newest))
 
     async def get_contact(request: web.Request) -> web.Response:
         contact = request.query["id"]

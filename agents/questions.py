@@ -5,7 +5,10 @@ Every answer is computed in one go of the event loop, from one state of the part
 
 from __future__ import annotations
 
+import heapq
 import json
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from schemas.journey import Condition, journey_json
@@ -108,10 +111,12 @@ def listed(
     group: str | None,
     limit: int,
     after: bytes | None,
+    newest: bool = False,
 ) -> dict[str, Any]:
     """A page of the persons who reached *stage* (converted), or went no further (dropped_off), ordered by key; and how many there are in all.
 
     A row's key is `(furthest stage, its moment, name)` as bytes: it orders rows over all partitions. *after* is the key of the last row seen.
+    With *newest* it is `(moment, furthest stage, name)`, the greatest first: who moved last comes first.
     """
     view = view_of(partition, journey, version, generation)
     if view is None:
@@ -127,31 +132,47 @@ def listed(
         return {**shown, "total": 0, "rows": []}  # none drops off the last stage
     else:
         total, furthest = reached[stage - 1] - reached[stage], range(stage, stage + 1)
-    head = len(index_prefix(view.id, group8))
     rows: list[dict[str, Any]] = []
-    for k in furthest:
-        if len(rows) >= limit:
-            break
-        if after is not None and after[0] > k:
-            continue
-        start = index_prefix(view.id, group8) + after if after is not None and after[0] == k else None
-        for key, _ in partition.ledger.scan(index_prefix(view.id, group8, k), start, limit - len(rows)):
-            at_stage, moment, name, holder = split_index_key(key)
-            evidence, identity = _holder(partition, holder)
-            groups = () if identity is None else identity[1]
-            called = None if identity is None else _called(partition, holder)
-            if at_stage != stage:
-                moment = view.project(evidence.hits)[stage - 1].at
-            rows.append(
-                {
-                    "key": key[head:].hex(),
-                    "contact_id": name,
-                    "name": called,
-                    "reached_at_ms": moment_ms(moment),
-                    "groups": list(groups),
-                }
-            )
+    for key, entry in islice(_entries(partition, index_prefix(view.id, group8), furthest, limit, after, newest), limit):
+        at_stage, moment, name, holder = split_index_key(entry)
+        evidence, identity = _holder(partition, holder)
+        if at_stage != stage:
+            moment = view.project(evidence.hits)[stage - 1].at
+        rows.append(
+            {
+                "key": key.hex(),
+                "contact_id": name,
+                "name": None if identity is None else _called(partition, holder),
+                "reached_at_ms": moment_ms(moment),
+                "groups": [] if identity is None else list(identity[1]),
+            }
+        )
     return {**shown, "total": total, "rows": rows}
+
+
+def _entries(
+    partition: Partition, prefix: bytes, furthest: Iterable[int], limit: int, after: bytes | None, newest: bool
+) -> Iterable[tuple[bytes, bytes]]:
+    """`(row key, index key)` of the persons of one view and group who stand at one of the stages *furthest*, in the order of a list."""
+    head = len(prefix)
+    scan, scan_back = partition.ledger.scan, partition.ledger.scan_back
+    if not newest:
+        for k in furthest:
+            if after is None or after[0] <= k:
+                start = prefix + after if after is not None and after[0] == k else None
+                for entry, _ in scan(prefix + bytes((k,)), start, limit):
+                    yield entry[head:], entry
+        return
+
+    def of(k: int) -> Iterable[tuple[bytes, bytes]]:
+        before = None
+        if after is not None:  # of two who came at the same moment, the one at the further stage comes first
+            moment, stage, name = after[:8], after[8:9], after[9:]
+            before = prefix + bytes((k,)) + moment + (name if stage == bytes((k,)) else b"" if stage < bytes((k,)) else b"\xff" * 8)
+        for entry, _ in scan_back(prefix + bytes((k,)), before, limit):
+            yield entry[head + 1 : head + 9] + entry[head : head + 1] + entry[head + 9 :], entry
+
+    yield from heapq.merge(*map(of, furthest), reverse=True)
 
 
 def _holder(partition: Partition, contact: str) -> tuple[Evidence, tuple[str, tuple[str, ...], int | None] | None]:

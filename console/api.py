@@ -200,9 +200,13 @@ def _results(app: FastAPI, backend: Backend) -> None:
         group: Group = None,
         limit: Limit = 100,
         cursor: Cursor = None,
+        order: Literal["oldest", "newest"] = "oldest",
     ) -> Any:
-        """The contacts behind a number of the results: those who reached the stage, or those who reached it and not the next."""
-        return await backend.listed(journey_id, stage, who, group, limit, cursor)
+        """The contacts behind a number of the results: those who reached the stage, or those who reached it and not the next.
+
+        `order=newest`: who moved last comes first, and one who moves while pages are read goes to the head of the list. `oldest`: by the furthest
+        stage and when it was reached; one who moves meanwhile comes (again) on a later page, so that nobody is missed."""
+        return await backend.listed(journey_id, stage, who, group, limit, cursor, order)
 
     @app.get("/api/journeys/{journey_id}/groups", response_model=models.Groups, responses=errors(404, 422, 503))
     async def get_groups(journey_id: JourneyId) -> Any:

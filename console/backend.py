@@ -174,10 +174,11 @@ class Backend:
         return self._head(body, choice, answers, behind), body, cells
 
     async def listed(
-        self, id_: str, stage: int, who: str, group: str | None, limit: int, cursor: str | None
+        self, id_: str, stage: int, who: str, group: str | None, limit: int, cursor: str | None, order: str = "oldest"
     ) -> dict[str, Any]:
         """A page of the contacts behind a number. Raises `ApiError`: 404, 422, 503."""
-        after = results.decode_cursor(cursor).hex() if cursor is not None else None
+        newest = order == "newest"
+        after = results.decode_cursor(cursor, newest).hex() if cursor is not None else None
         journey = self.store.known(id_)
         version, generation = journey.version, self.recalculations.wanted(journey).generation
         for _ in range(STEADY_TRIES):
@@ -185,11 +186,12 @@ class Backend:
             if body is not None and stage > len(body.stages):
                 many = "1 stage" if len(body.stages) == 1 else f"{len(body.stages)} stages"
                 raise ApiError(404, "unknown_stage", f'journey "{id_}" has {many}, not {stage}; count from 1', "stage")
-            query = _query(journey=id_, version=version, generation=generation, stage=stage, who=who, group=group, limit=limit, after=after)
+            where = {"journey": id_, "version": version, "generation": generation, "stage": stage, "who": who, "group": group}
+            query = _query(**where, limit=limit, after=after, order=order)
             answers = await self.workers.all_partitions("/internal/list", query)
             view = version, generation
             if None not in view and all((said["version"], said["generation"]) == view for said in answers.partitions.values()):
-                total, rows, following = results.page(answers.partitions.values(), limit)
+                total, rows, following = results.page(answers.partitions.values(), limit, newest)
                 return {"total": total, "contacts": rows, "cursor": following}
             choice, _, _ = await self._settled(journey, None, group)
             if choice.view is None:

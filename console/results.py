@@ -91,14 +91,18 @@ def lag(before: Ends, partitions: Mapping[int, Mapping[str, Any]], after: Ends, 
 # ---------------------------------------------------------------------------------------- lists
 
 
-def page(partitions: Iterable[Mapping[str, Any]], limit: int) -> tuple[int, list[dict[str, Any]], str | None]:
+NEWEST = b"n"
+"""Begins the cursors of lists whose newest come first; the others begin with a stage."""
+
+
+def page(partitions: Iterable[Mapping[str, Any]], limit: int, newest: bool = False) -> tuple[int, list[dict[str, Any]], str | None]:
     """One page of a list over all partitions: `(total, rows, cursor)`, rows ordered by key; the cursor is None on the last page."""
     parts = list(partitions)
-    merged = list(heapq.merge(*(part["rows"] for part in parts), key=lambda row: bytes.fromhex(row["key"])))
+    merged = list(heapq.merge(*(part["rows"] for part in parts), key=lambda row: bytes.fromhex(row["key"]), reverse=newest))
     shown = merged[:limit]
     # a partition that gave as many rows as were asked for may have more
     more = len(merged) > limit or any(len(part["rows"]) >= limit for part in parts)
-    cursor = encode_cursor(bytes.fromhex(shown[-1]["key"])) if shown and more else None
+    cursor = encode_cursor((NEWEST if newest else b"") + bytes.fromhex(shown[-1]["key"])) if shown and more else None
     out = [{"contact_id": r["contact_id"], "name": r["name"], "reached_at": format_ms(r["reached_at_ms"]), "groups": r["groups"]} for r in shown]
     return sum(part["total"] for part in parts), out, cursor
 
@@ -107,15 +111,15 @@ def encode_cursor(key: bytes) -> str:
     return base64.urlsafe_b64encode(key).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str) -> bytes:
-    """The key that a cursor stands for. Raises `ApiError` (404) for one that we never gave."""
+def decode_cursor(cursor: str, newest: bool = False) -> bytes:
+    """The key that a cursor of a list in this order stands for. Raises `ApiError` (404) for one that we never gave."""
     try:
         key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except ValueError:
         key = b""
-    if not key or encode_cursor(key) != cursor:
+    if not key or encode_cursor(key) != cursor or key.startswith(NEWEST) != newest:
         raise ApiError(404, "unknown_cursor", "there is no such page: give back the cursor of the page before as it is, or none", "cursor")
-    return key
+    return key.removeprefix(NEWEST)
 
 
 # ---------------------------------------------------------------------------------------- a contact

@@ -125,6 +125,22 @@ class Ledger:
             it.next()
         del it  # a live iterator keeps the lock of a closed RocksDB
 
+    def scan_back(self, prefix: bytes, before: bytes | None, limit: int) -> Iterator[tuple[bytes, bytes]]:
+        """Entries whose key begins with *prefix*, the last first, those before the key *before* only, at most *limit*."""
+        it = self._db.iter()
+        end = prefix_end(prefix) if before is None else min(before, prefix_end(prefix))
+        it.seek_for_prev(end)
+        if it.valid() and it.key() >= end:
+            it.prev()
+        while it.valid() and limit > 0:
+            key = it.key()
+            if not key.startswith(prefix):
+                break
+            yield key, it.value()
+            limit -= 1
+            it.prev()
+        del it  # as above
+
     def last(self, prefix: bytes) -> bytes | None:
         """The last key that begins with *prefix*."""
         it = self._db.iter()

@@ -36,7 +36,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Apart(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            room, module = nodeid.split("::")[0].split("/")[1:3]
+            room, module = nodeid.split("::", maxsplit=1)[0].split("/")[1:3]
             if room in WAITING:
                 return "waiting, first half" if module in FIRST else "waiting, second half"
             return "busy" if room in BUSY else nodeid

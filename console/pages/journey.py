@@ -106,7 +106,7 @@ def stage_name(journey: Journey, stage: int) -> str | None:
 async def _listed(backend: Backend, journey_id: str, place: str, group: str, cursor: str | None = None) -> dict[str, Any]:
     stage, who = _place(place)
     found = backend.store.known(journey_id)
-    listed = await backend.listed(journey_id, stage, who, group or None, CONTACTS_A_PAGE, cursor)
+    listed = await backend.listed(journey_id, stage, who, group or None, CONTACTS_A_PAGE, cursor, "newest")
     return {
         "journey": found, "stage": stage, "who": who, "group": group, "listed": listed, "name": stage_name(found, stage) or f"stage {stage}",
         "following": stage_name(found, stage + 1),
@@ -132,7 +132,7 @@ def _lists(router: APIRouter, backend: Backend) -> None:
     @router.get("/journeys/{journey_id}/stages/{stage}/contacts")
     async def contacts(journey_id: str, stage: int, who: Who = "converted", group: Group = "", cursor: Cursor = None) -> Response:
         found = backend.store.known(journey_id)
-        listed = await backend.listed(journey_id, stage, who, group or None, CONTACTS_A_PAGE, cursor)
+        listed = await backend.listed(journey_id, stage, who, group or None, CONTACTS_A_PAGE, cursor, "newest")
         return page(
             "contacts.html", journey=found, stage=stage, name=stage_name(found, stage) or f"stage {stage}", who=who, words=WHO[who], group=group,
             listed=listed, first=cursor is None,

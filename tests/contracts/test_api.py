@@ -339,11 +339,12 @@ def test_a_number_equals_its_list(waypost: Waypost, story: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3, 10, 1000])
-def test_lists_page_by_cursor(waypost: Waypost, story: str, limit: int) -> None:
+@pytest.mark.parametrize("order", [None, "oldest", "newest"])
+def test_lists_page_by_cursor(waypost: Waypost, story: str, limit: int, order: str | None) -> None:
     seen: list[str] = []
     cursor = None
     while True:
-        query = {"limit": limit, **({"cursor": cursor} if cursor else {})}
+        query = {"limit": limit, **({"cursor": cursor} if cursor else {}), **({"order": order} if order else {})}
         page = waypost.http.get(f"/api/journeys/{story}/stages/1/contacts", params=query).json()
         assert page["total"] == 10
         assert len(page["contacts"]) <= limit
@@ -352,6 +353,19 @@ def test_lists_page_by_cursor(waypost: Waypost, story: str, limit: int) -> None:
         if cursor is None:
             break
     assert sorted(seen) == sorted(f"{story}-{i}" for i in range(10))
+    stand = [[j for j in waypost.http.get(f"/api/contacts/{id_}").json()["journeys"] if j["journey"] == story] for id_ in seen]
+    reached = [one["stages"][-1]["reached_at"] for (one,) in stand]
+    assert len(set(reached)) > 1
+    if order == "newest":
+        assert reached == sorted(reached, reverse=True)
+
+
+def test_a_cursor_is_one_of_its_order(waypost: Waypost, story: str) -> None:
+    for order, other in (("oldest", "newest"), ("newest", "oldest")):
+        path = f"/api/journeys/{story}/stages/1/contacts"
+        cursor = waypost.http.get(path, params={"limit": 2, "order": order}).json()["cursor"]
+        answer = waypost.http.get(path, params={"limit": 2, "order": other, "cursor": cursor})
+        assert (answer.status_code, error_of(answer)["code"]) == (404, "unknown_cursor")
 
 
 def test_a_stage_that_is_not_there(waypost: Waypost, story: str) -> None:

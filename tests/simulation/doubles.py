@@ -134,6 +134,10 @@ class MemoryLedger:
         found = [(key, self._data[key]) for key in keys[start:end]]
         return iter(found if limit is None else found[: max(0, limit)])
 
+    def scan_back(self, prefix: bytes, before: bytes | None, limit: int) -> Iterator[tuple[bytes, bytes]]:
+        found = [entry for entry in self.scan(prefix) if before is None or entry[0] < before]
+        return iter(found[::-1][:limit])
+
     def last(self, prefix: bytes) -> bytes | None:
         keys = self._sorted()
         i = bisect_left(keys, prefix_end(prefix)) - 1

@@ -34,6 +34,7 @@ def test_the_ledger_in_memory_is_a_ledger(tmp_path: Path, steps: list, room: int
             for space in (b"e", b"f", b"x"):
                 assert list(real.scan(space)) == list(double.scan(space))
             assert list(real.scan(prefix, after, limit)) == list(double.scan(prefix, after, limit))
+            assert list(real.scan_back(prefix, after, limit or 9)) == list(double.scan_back(prefix, after, limit or 9))
             assert real.last(prefix) == double.last(prefix)
             asked = [key for key, _ in changes] + [prefix]
             assert real.get_many(asked) == double.get_many(asked) == [double.get(key) for key in asked]
