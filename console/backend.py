@@ -126,6 +126,10 @@ class Backend:
 
     async def results(self, id_: str, asked: int | None = None, group: str | None = None) -> dict[str, Any]:
         """The results of a journey (contract, section 4). Raises `ApiError`: 404, 503."""
+        return (await self.summary(id_, asked, group))[0]
+
+    async def summary(self, id_: str, asked: int | None = None, group: str | None = None) -> tuple[dict[str, Any], float | None]:
+        """The results, and the median time from the first stage to the last, in seconds, from the same state. Raises `ApiError`: 404, 503."""
         journey = self.store.known(id_)
         if asked is not None and asked > (journey.version or 1):
             raise _unknown_version(journey, asked)
@@ -133,8 +137,9 @@ class Backend:
         if asked is not None and choice.version is None and asked != journey.version:
             raise _unknown_version(journey, asked)
         body = self._body(journey, choice.version, answers)
-        parts = None if choice.version is None else answers.partitions.values()
-        return {**self._head(body, choice, answers, behind), "group": group, "stages": results.rows(body, parts)}
+        cells = None if choice.version is None else totals.summed(part["cells"] for part in answers.partitions.values())
+        median = None if cells is None else totals.median_wait_seconds(cells, len(body.stages), since_first=True)
+        return {**self._head(body, choice, answers, behind), "group": group, "stages": results.rows(body, cells)}, median
 
     def _head(self, body: Journey, choice: Choice, answers: Answers, behind: int) -> dict[str, Any]:
         """What every answer about a journey begins with."""
@@ -164,7 +169,7 @@ class Backend:
     async def waits(self, id_: str, group: str | None) -> dict[str, Any]:
         """How long contacts took from stage to stage. Raises `ApiError`: 404, 503."""
         head, body, cells = await self._cells(id_, group)
-        return {**head, "group": group, "stages": statistics.waits(body, cells)}
+        return {**head, "group": group, "stages": statistics.waits(body, cells), "overall": statistics.overall(body, cells)}
 
     async def _cells(self, id_: str, group: str | None) -> tuple[dict[str, Any], Journey, dict[totals.Cell, int]]:
         journey = self.store.known(id_)

@@ -145,10 +145,17 @@ class _Comparison:
         for right, row in zip(expected, found["stages"], strict=False):
             for name in ("name", "converted", "converted_ratio", "dropped_off", "dropped_off_ratio", "kpi", "kpi_ratio"):
                 self._equal(group, f"stage {right.stage}, {name}", getattr(right, name), row[name])
-            self.report.compared += 1
-            median = statistics.median(right.waits_ms) / 1000 if right.waits_ms else None
-            if not close(median, row["median_seconds_from_previous"]):
-                self._differs(group, f"stage {right.stage}, median_seconds_from_previous", median, row["median_seconds_from_previous"])
+            self._median(group, f"stage {right.stage}, median_seconds_from_previous", right.waits_ms, row["median_seconds_from_previous"])
+        if len(expected) > 1:
+            waits = self.api.call("GET", f"/api/journeys/{segment(self.journey.id)}/waits", query={"group": group})
+            median = (waits["overall"] or {}).get("median_seconds")
+            self._median(group, "median from the first stage to the last", expected[-1].since_first_ms, median)
+
+    def _median(self, group: str | None, where: str, waits_ms: list[int], found: float | None) -> None:
+        self.report.compared += 1
+        median = statistics.median(waits_ms) / 1000 if waits_ms else None
+        if not close(median, found):
+            self._differs(group, where, median, found)
 
     def _list(self, group: str | None, stage: int, who: str) -> None:
         path = f"/api/journeys/{segment(self.journey.id)}/stages/{stage}/contacts"

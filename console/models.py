@@ -157,9 +157,7 @@ class Interval(_Answer):
     contacts: int
 
 
-class WaitRow(_Answer):
-    stage: int = Field(ge=2)
-    name: str
+class Waited(_Answer):
     contacts: int
     median_seconds: float | None
     p10_seconds: int | None
@@ -167,11 +165,17 @@ class WaitRow(_Answer):
     intervals: list[Interval]
 
 
+class WaitRow(Waited):
+    stage: int = Field(ge=2)
+    name: str
+
+
 class Waits(_OfJourney):
-    """How long contacts took from the stage before: exact to the second under 512 s, to 1/256 above."""
+    """How long contacts took: exact to the second under 512 s, to 1/256 above."""
 
     group: str | None
-    stages: list[WaitRow] = Field(description="from the second on")
+    stages: list[WaitRow] = Field(description="from the second on: the time since the stage before")
+    overall: Waited | None = Field(description="the time from the first stage to the last; null of a journey of one stage")
 
 
 class ListRow(_Answer):

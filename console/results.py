@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from schemas.journey import Journey
 from schemas.times import format_ms
 from state import totals
+from state.totals import Cell
 
 from .errors import ApiError
 
@@ -64,10 +65,10 @@ def choose(wanted: Wanted, partitions: Mapping[int, Mapping[str, Any]], asked: i
     return Choice(view, "calculating", min(sum(b.get(target, (0.0, False))[0] for b in built) / len(built), 0.999))
 
 
-def rows(journey: Journey, parts: Iterable[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """The rows of the results; with no *parts*, rows without numbers (contract, section 4, results)."""
-    if parts is not None:
-        return totals.results(journey, totals.summed(part["cells"] for part in parts))
+def rows(journey: Journey, cells: Mapping[Cell, int] | None) -> list[dict[str, Any]]:
+    """The rows of the results; with no *cells*, rows without numbers (contract, section 4, results)."""
+    if cells is not None:
+        return totals.results(journey, cells)
     nothing = dict.fromkeys(("converted", "converted_ratio", "dropped_off", "dropped_off_ratio"))
     return [
         {"stage": k, "name": stage.name, **nothing, "kpi": stage.kpi, "kpi_ratio": None, "median_seconds_from_previous": None}

@@ -58,25 +58,27 @@ def waits(journey: Journey, cells: Mapping[Cell, int]) -> list[dict[str, Any]]:
 
     Waits under 512 s are exact to the second, longer ones to 1/256 (`state.totals.wait_bucket`): so are percentiles and the edges of intervals.
     """
-    rows = []
-    for k, stage in enumerate(journey.stages[1:], 2):
-        mine = sorted((totals.wait_seconds(b), n) for (kind, s, b), n in cells.items() if kind == "w" and s == k and n)
-        count = sum(n for _, n in mine)
-        rows.append(
-            {
-                "stage": k,
-                "name": stage.name,
-                "contacts": count,
-                "median_seconds": totals.median_wait_seconds(cells, k),
-                "p10_seconds": percentile(mine, count, 10),
-                "p90_seconds": percentile(mine, count, 90),
-                "intervals": [
-                    {"from_seconds": a, "to_seconds": b, "contacts": sum(n for seconds, n in mine if seconds >= a and (b is None or seconds < b))}
-                    for a, b in zip(EDGES, (*EDGES[1:], None), strict=True)
-                ],
-            }
-        )
-    return rows
+    return [{"stage": k, "name": stage.name, **_waited(cells, k, False)} for k, stage in enumerate(journey.stages[1:], 2)]
+
+
+def overall(journey: Journey, cells: Mapping[Cell, int]) -> dict[str, Any] | None:
+    """As a row of `waits`: how long contacts took from the first stage to the last; None of a journey of one stage."""
+    return _waited(cells, len(journey.stages), True) if len(journey.stages) > 1 else None
+
+
+def _waited(cells: Mapping[Cell, int], stage: int, since_first: bool) -> dict[str, Any]:
+    found = totals.waits(cells, stage, since_first)
+    count = sum(n for _, n in found)
+    return {
+        "contacts": count,
+        "median_seconds": totals.median_wait_seconds(cells, stage, since_first),
+        "p10_seconds": percentile(found, count, 10),
+        "p90_seconds": percentile(found, count, 90),
+        "intervals": [
+            {"from_seconds": a, "to_seconds": b, "contacts": sum(n for seconds, n in found if seconds >= a and (b is None or seconds < b))}
+            for a, b in zip(EDGES, (*EDGES[1:], None), strict=True)
+        ],
+    }
 
 
 def percentile(waits: Sequence[tuple[int, int]], count: int, percent: int) -> int | None:

@@ -530,7 +530,7 @@ class Batch:
         The totals of the first *since* stages are left alone: where they stay the same, they need not be taken away and added again.
         """
         name, groups, progress, marked = at
-        cells = contribution(progress, since)
+        cells = contribution(progress, len(view.journey.stages), since)
         if marked:
             cells.append(("m", 0, 0))
         if not progress and not cells:

@@ -103,7 +103,7 @@ class Row:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What the results say of a stage (design, section 3; contract, section 4), unrounded. Waits are from the previous stage."""
+    """What the results say of a stage (design, section 3; contract, section 4), unrounded. Waits are from the previous stage, and from the first."""
 
     stage: int
     name: str
@@ -114,6 +114,7 @@ class StageResult:
     kpi: int | None
     kpi_ratio: float | None
     waits_ms: list[int]
+    since_first_ms: list[int]
     days: dict[int, int]
 
 
@@ -284,6 +285,7 @@ class Answer:
                     kpi=stage.kpi,
                     kpi_ratio=None if stage.kpi is None else r[index] / stage.kpi,
                     waits_ms=[] if first else sorted(s[index].at_ms - s[index - 1].at_ms for s in who),
+                    since_first_ms=[] if first else sorted(s[index].at_ms - s[0].at_ms for s in who),
                     days=dict(Counter(s[index].at_ms // DAY_MS for s in who)),
                 )
             )

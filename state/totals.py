@@ -7,6 +7,7 @@ A *cell* is `(kind, stage, bucket)`, its value a count:
 | `r` | 0 | persons that reached the stage |
 | `d` | day since 1970, UTC | persons that reached the stage on that day |
 | `w` | wait bucket | persons by the time from the previous stage to this one |
+| `o` | wait bucket | of the last of three or more stages: persons by the time from the first stage to it |
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def wait_seconds(bucket: int) -> int:
     return (bucket & 0xFFFFFFFF) << (bucket >> 32)
 
 
-def contribution(progress: Progress, since: int = 0) -> list[Cell]:
-    """The cells that a person with this progress adds one to; without those of the first *since* stages."""
+def contribution(progress: Progress, stages: int, since: int = 0) -> list[Cell]:
+    """The cells that a person with this progress on a journey of so many *stages* adds one to; without those of the first *since* stages."""
     cells: list[Cell] = []
     previous_ms = progress[since - 1].at_ms if since else None
     for stage, reached in enumerate(progress[since:], since + 1):
@@ -50,6 +51,8 @@ def contribution(progress: Progress, since: int = 0) -> list[Cell]:
         if previous_ms is not None:
             cells.append(("w", stage, wait_bucket(at_ms - previous_ms)))
         previous_ms = at_ms
+    if since < stages == len(progress) > 2:
+        cells.append(("o", stages, wait_bucket(progress[-1].at_ms - progress[0].at_ms)))
     return cells
 
 
@@ -78,15 +81,21 @@ def summed(parts: Iterable[Iterable[Sequence[Any]]]) -> dict[Cell, int]:
     return dict(total)
 
 
-def median_wait_seconds(totals: Mapping[Cell, int], stage: int) -> float | None:
-    """The median wait before *stage* in seconds: of an even number, the mean of the two in the middle; None when nobody waited."""
-    waits = sorted((wait_seconds(b), n) for (kind, s, b), n in totals.items() if kind == "w" and s == stage and n)
-    count = sum(n for _, n in waits)
+def waits(totals: Mapping[Cell, int], stage: int, since_first: bool = False) -> list[tuple[int, int]]:
+    """`(seconds, persons)`, the shortest first, of the waits from the stage before to *stage*; or from the first, where *stage* is the last."""
+    wanted = "o" if since_first and stage > 2 else "w"  # the second stage's are the same
+    return sorted((wait_seconds(b), n) for (kind, s, b), n in totals.items() if kind == wanted and s == stage and n)
+
+
+def median_wait_seconds(totals: Mapping[Cell, int], stage: int, since_first: bool = False) -> float | None:
+    """The median of these waits in seconds: of an even number, the mean of the two in the middle; None when nobody waited."""
+    found = waits(totals, stage, since_first)
+    count = sum(n for _, n in found)
     if not count:
         return None
 
     def at(rank: int) -> int:
-        for seconds, n in waits:
+        for seconds, n in found:
             if rank < n:
                 return seconds
             rank -= n

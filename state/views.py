@@ -24,6 +24,7 @@ from .totals import Cell
 
 INDEX, TOTAL = b"x", b"t"
 EVERYONE = bytes(8)
+CELLS = 2  # grows when persons contribute other cells: views of before are others, and made anew
 _CELL = struct.Struct(">8s8s1sBq")
 _COUNT = struct.Struct(">q")
 _INDEX_HEAD = 1 + 8 + 8
@@ -114,7 +115,7 @@ def view_id(journey: Journey, source: Source = Source()) -> bytes:
         if len(_digests) > 10_000:
             _digests.clear()
         found = _digests[id(journey)] = journey, body_digest(journey)
-    text = f"{journey.id}\0{journey.version}\0{source.generation}\0".encode()
+    text = f"{CELLS}\0{journey.id}\0{journey.version}\0{source.generation}\0".encode()
     keys = b"".join(rule + key for rule, key in sorted(source.keys.items()))
     return blake2b(text + found[1] + keys, digest_size=8).digest()
 

@@ -41,7 +41,7 @@ def install(router: APIRouter, backend: Backend) -> None:
 async def results(backend: Backend, journey_id: str, group: str, tab: str) -> dict[str, Any]:
     """What the live part of the page shows."""
     found = backend.store.known(journey_id)
-    answer = await backend.results(journey_id, None, group or None)
+    answer, median = await backend.summary(journey_id, None, group or None)
     shown = found if answer["version"] == found.version else backend.store.version(journey_id, answer["version"])
     conditions = [None] * len(answer["stages"]) if shown is None else [sentence(stage.condition) for stage in shown.stages]
     names = [row["name"] for row in answer["stages"]]
@@ -51,11 +51,12 @@ async def results(backend: Backend, journey_id: str, group: str, tab: str) -> di
     elif tab == "days":
         details = views.trend(names, (await backend.days(journey_id, group or None))["days"], datetime.now(UTC).date())
     elif tab == "waits":
-        details = views.waits((await backend.waits(journey_id, group or None))["stages"])
+        details = views.waits(await backend.waits(journey_id, group or None))
     work = backend.recalculations.table.covering(found)
     return {
-        "journey": found, "group": group, "tab": tab, "shows": answer["version"], "state": views.state(answer), "totals": views.totals(answer),
-        "recalculated": answer["recalculated_at"], "unknown": answer["stages"][0]["converted"] is None, "conditions": conditions,
+        "journey": found, "group": group, "tab": tab, "shows": answer["version"], "state": views.state(answer),
+        "totals": views.totals(answer, median), "recalculated": answer["recalculated_at"],
+        "unknown": answer["stages"][0]["converted"] is None, "conditions": conditions,
         "nobody": answer["stages"][0]["converted"] == 0, "rows": views.funnel(answer), "width": views.WIDTH, "height": views.HEIGHT,
         "details": details, "work": views.recalculation(None if work is None else recalculation_row(work)),
     }  # fmt: skip

@@ -166,10 +166,10 @@ def funnel(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def totals(results: Mapping[str, Any]) -> dict[str, str]:
-    """The line above the funnel."""
+def totals(results: Mapping[str, Any], median_seconds: float | None) -> dict[str, str]:
+    """The line above the funnel; *median_seconds*: from the first stage to the last."""
     first, last = results["stages"][0]["converted"], results["stages"][-1]["converted"]
-    return {"entered": number(first), "last": number(last), "overall": percent(last, first)}
+    return {"entered": number(first), "last": number(last), "overall": percent(last, first), "median": duration(median_seconds)}
 
 
 def csv_lines(contacts: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str, str]]:
@@ -228,10 +228,11 @@ def trend(names: Sequence[str], days: Sequence[Mapping[str, Any]], until: date) 
     return {"rows": rows, "days": listed, "from": shown[0].isoformat(), "to": shown[-1].isoformat(), "older": older}
 
 
-def waits(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """How long contacts took to each stage, with a bar for each interval of time."""
+def waits(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How long contacts took to each stage, and from the first to the last of three or more, with a bar for each interval of time."""
     found = []
-    for row in rows:
+    whole = [{"stage": None, "name": "From the first stage to the last", **answer["overall"]}] if len(answer["stages"]) > 1 else []
+    for row in (*answer["stages"], *whole):
         counts = [interval["contacts"] for interval in row["intervals"]]
         found.append(
             {

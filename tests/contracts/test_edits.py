@@ -71,31 +71,35 @@ def test_values_seen_lately_are_told_the_most_frequent_first(waypost: Waypost, n
 
 
 def test_groups_days_and_waits_add_up_to_the_results(waypost: Waypost, name: str) -> None:
-    put(waypost, journey(name, "a", "b"))
+    put(waypost, journey(name, "a", "b", "c"))
     send(waypost, "contacts", *({"contact_id": f"{name}-{k}", "groups": ["red"] if k < 3 else ["red", "blue"], "at": 1} for k in range(5)))
     send(waypost, "activities", *(visit(name, str(k), "a", "10:00:00") for k in range(8)))
     send(waypost, "activities", *(visit(name, str(k), "b", f"10:{k + 1:02}:00") for k in range(4)))
+    send(waypost, "activities", *(visit(name, str(k), "c", f"10:0{k + 5}:00") for k in range(3)))
     results = waypost.settled(name)
     reached = [row["converted"] for row in results["stages"]]
     groups = waypost.http.get(f"/api/journeys/{name}/groups").json()
     assert [(one["group"], [row["converted"] for row in one["stages"]]) for one in groups["groups"]] == [
-        (None, reached), ("red", [5, 4]), ("blue", [2, 1]),
+        (None, reached), ("red", [5, 4, 3]), ("blue", [2, 1, 0]),
     ]  # fmt: skip
     assert groups["groups"][1]["stages"][1]["converted_ratio"] == 4 / 5
     for one in groups["groups"][1:]:
         of_group = waypost.http.get(f"/api/journeys/{name}/results", params={"group": one["group"]}).json()
         assert [row["converted"] for row in of_group["stages"]] == [row["converted"] for row in one["stages"]]
     days = waypost.http.get(f"/api/journeys/{name}/days").json()
-    assert [sum(row["reached"][k] for row in days["days"]) for k in range(2)] == reached
+    assert [sum(row["reached"][k] for row in days["days"]) for k in range(3)] == reached
     assert days["days"][0]["day"] == "2026-01-02"
-    waits = waypost.http.get(f"/api/journeys/{name}/waits").json()["stages"]
-    (row,) = waits
+    answer = waypost.http.get(f"/api/journeys/{name}/waits").json()
+    waits = answer["stages"]
+    row, _ = waits
+    assert (answer["overall"]["contacts"], answer["overall"]["median_seconds"], answer["overall"]["p90_seconds"]) == (3, 360.0, 420)
     assert (row["stage"], row["contacts"], row["p10_seconds"], row["median_seconds"], row["p90_seconds"]) == (2, 4, 60, 150.0, 240)
     assert [(i["from_seconds"], i["contacts"]) for i in waits[0]["intervals"] if i["contacts"]] == [(60, 4)]
     assert sum(i["contacts"] for i in waits[0]["intervals"]) == reached[1]
     assert waits[0]["intervals"][-1]["to_seconds"] is None
     grouped = waypost.http.get(f"/api/journeys/{name}/waits", params={"group": "blue"}).json()["stages"][0]
     assert (grouped["contacts"], grouped["median_seconds"]) == (1, 240.0)
+    assert 'id="median">6 min<' in waypost.http.get(f"/journeys/{name}").text
 
 
 def test_what_a_contact_lacks_is_told_with_what_does_not_count(waypost: Waypost, name: str) -> None:

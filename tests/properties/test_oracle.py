@@ -174,9 +174,9 @@ def test_results() -> None:
     profile = [Profile("x", ("g",), {}, 0)]
     found = answer(plan, History(done, profiles=profile))
     assert found.results() == [
-        StageResult(1, "s1", 4, 1.0, 2, 0.5, 4, 1.0, [], {0: 4}),
-        StageResult(2, "s2", 2, 0.5, 2, 1.0, 4, 0.5, [2000, 2000], {0: 2}),
-        StageResult(3, "s3", 0, 0.0, None, None, 4, 0.0, [], {}),
+        StageResult(1, "s1", 4, 1.0, 2, 0.5, 4, 1.0, [], [], {0: 4}),
+        StageResult(2, "s2", 2, 0.5, 2, 1.0, 4, 0.5, [2000, 2000], [2000, 2000], {0: 2}),
+        StageResult(3, "s3", 0, 0.0, None, None, 4, 0.0, [], [], {}),
     ]
     assert [row.contact_id for row in found.dropped_off(1)] == ["w", "z"]
     assert [row.contact_id for row in found.converted(2)] == ["x", "y"]

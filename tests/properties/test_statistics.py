@@ -27,6 +27,9 @@ def made(*pages: str, **more: Any) -> Any:
 def test_intervals_and_percentiles_are_those_of_the_waits(waits: list[int]) -> None:
     cells = Counter(("w", 2, wait_bucket(seconds * 1000)) for seconds in waits)
     (row,) = statistics.waits(made("a", "b"), cells)
+    assert {"stage": 2, "name": "b", **(statistics.overall(made("a", "b"), cells) or {})} == row
+    longer = statistics.overall(made("a", "b", "c"), Counter(("o", 3, wait_bucket(seconds * 1000)) for seconds in waits) + cells)
+    assert longer == statistics.overall(made("a", "b"), cells)
     shown = sorted(wait_seconds(wait_bucket(seconds * 1000)) for seconds in waits)
     assert row["contacts"] == sum(one["contacts"] for one in row["intervals"]) == len(waits)
     for one in row["intervals"]:

@@ -12,7 +12,17 @@ from schemas.journey import Journey
 from state import oracle
 from state.oracle import Activity
 from state.progress import Progress, project
-from state.totals import Cell, add, agreed, contribution, results, summed, wait_bucket, wait_seconds
+from state.totals import (
+    Cell,
+    add,
+    agreed,
+    contribution,
+    median_wait_seconds,
+    results,
+    summed,
+    wait_bucket,
+    wait_seconds,
+)
 from tests.support.strategies import CONTACTS, activities, evidence_of, journeys
 
 
@@ -27,7 +37,7 @@ def progress_of(journey: Journey, done: list[Activity]) -> dict[str, Progress]:
 def test_results_are_the_oracles(journey: Journey, done: list[Activity]) -> None:
     totals: dict[Cell, int] = {}
     for progress in progress_of(journey, done).values():
-        add(totals, contribution(progress), 1)
+        add(totals, contribution(progress, len(journey.stages)), 1)
     rows = results(journey, totals)
     expected = oracle.answer(journey, oracle.History(activities=done)).results()
     for row, truth in zip(rows, expected, strict=True):
@@ -46,6 +56,8 @@ def test_results_are_the_oracles(journey: Journey, done: list[Activity]) -> None
         assert days == truth.days
         waits = [wait_ms // 1000 for wait_ms in truth.waits_ms]
         assert row["median_seconds_from_previous"] == (statistics.median(waits) if waits else None)
+    overall = [wait_ms // 1000 for wait_ms in expected[-1].since_first_ms]
+    assert median_wait_seconds(totals, len(rows), since_first=True) == (statistics.median(overall) if overall else None)
 
 
 @settings(max_examples=100, deadline=None)
@@ -56,12 +68,12 @@ def test_a_difference_at_a_time_is_the_sum_of_all(journey: Journey, done: list[A
     for n in range(1, len(done) + 1):
         after = progress_of(journey, done[:n])
         for who in CONTACTS:
-            add(totals, contribution(before[who]), -1)
-            add(totals, contribution(after[who]), 1)
+            add(totals, contribution(before[who], len(journey.stages)), -1)
+            add(totals, contribution(after[who], len(journey.stages)), 1)
         before = after
         whole: Counter[Cell] = Counter()
         for progress in after.values():
-            whole.update(contribution(progress))
+            whole.update(contribution(progress, len(journey.stages)))
         assert {cell: n for cell, n in totals.items() if n} == dict(whole)
 
 
@@ -94,8 +106,8 @@ def test_what_two_progresses_share_need_not_be_counted_again(journey: Journey, d
     before, after = (project(journey, evidence_of(journey, activities).hits) for activities in (done, done + more))
     same = agreed(before, after)
     assert [r.at for r in before[:same]] == [r.at for r in after[:same]]
-    whole: Counter[Cell] = Counter(contribution(after))
-    whole.subtract(contribution(before))
-    rest: Counter[Cell] = Counter(contribution(after, same))
-    rest.subtract(contribution(before, same))
+    whole: Counter[Cell] = Counter(contribution(after, len(journey.stages)))
+    whole.subtract(contribution(before, len(journey.stages)))
+    rest: Counter[Cell] = Counter(contribution(after, len(journey.stages), same))
+    rest.subtract(contribution(before, len(journey.stages), same))
     assert {cell: n for cell, n in whole.items() if n} == {cell: n for cell, n in rest.items() if n}

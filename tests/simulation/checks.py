@@ -149,6 +149,9 @@ def cells(answer: oracle.Answer, group: str | None) -> dict[Cell, int]:
             expected["d", result.stage, day] = count
         for wait_ms in result.waits_ms:
             expected["w", result.stage, wait_bucket(wait_ms)] += 1
+        if result.stage == len(answer.journey.stages) > 2:
+            for wait_ms in result.since_first_ms:
+                expected["o", result.stage, wait_bucket(wait_ms)] += 1
     return dict(expected)
 
 
@@ -185,7 +188,7 @@ def written(part: Any, view: View) -> dict[str, dict[Cell, int]]:
             if erased_at_ms is not None:
                 evidence.forget(erased_at_ms)
         for group in ("", *groups):
-            for cell in contribution(view.project(evidence.hits)):
+            for cell in contribution(view.project(evidence.hits), len(view.journey.stages)):
                 cells_of = found.setdefault(group, {})
                 cells_of[cell] = cells_of.get(cell, 0) + 1
     return found
