@@ -31,7 +31,7 @@ BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of three processes, two run what waits, the third first what only computes, test by test, and then what is busy."""
+    """Of three processes, two run what waits, the third first what only computes, test by test, and then what is busy; there they help it."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Apart(LoadScopeScheduling):  # type: ignore[misc]
@@ -39,7 +39,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             room, module = nodeid.split("::", maxsplit=1)[0].split("/")[1:3]
             if room in WAITING:
                 return "waiting, first half" if module in FIRST else "waiting, second half"
-            return "busy" if room in BUSY else nodeid
+            return nodeid if room not in BUSY else f"{room}/{module}" if room == "contracts" else room
 
     config.option.loadscopereorder = False  # in the order in which they are collected
     return Apart(config, log)
