@@ -117,6 +117,14 @@ def test_axe_finds_nothing(page: Page, path: str, colours: Any) -> None:
     assert not violations(page)
 
 
+def test_pages_fit_a_phone(opened: Callable[..., Page], waypost: Waypost) -> None:
+    page = opened(waypost.url, viewport={"width": 390, "height": 844})
+    for path in PATHS:
+        page.goto(path)
+        width = page.evaluate("Math.max(document.documentElement.scrollWidth, document.querySelector('main').scrollWidth)")
+        assert width <= 390, f"{path} is {width} wide"
+
+
 def test_axe_finds_nothing_in_dialogs_and_menus(page: Page) -> None:
     page.goto("/journeys/loan")
     page.get_by_label("More actions").click()
