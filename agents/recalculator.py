@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.recalculation import FILLING, JOB, JobReport, Recalculation, encode_report, report_key
 from streams.partitioner import partition_of
@@ -61,14 +61,24 @@ class Control:
 
 
 class Membership:
-    """Which partitions of the log are this job's. On the embedded broker, where one job runs, all are."""
+    """Which partitions of the log are this job's. On the embedded broker, where one job runs, all are.
+
+    A member that librdkafka gives up for good (a broker that took over the group may take it for another of its name) is followed by a new one.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.mine: set[int] = set()
+        self._settings = settings
+        self._alone = broker_kind(settings) == "embedded"
         self._consumer: Consumer | None = None
-        if broker_kind(settings) == "embedded":
+        self._join_at = 0.0
+        if self._alone:
             self.mine = set(range(settings.partitions))
-            return
+        else:
+            self._join()
+
+    def _join(self) -> None:
+        settings = self._settings
         topic = settings.topic_prefix + "activities"
         fixed = {} if settings.group_instance_id is None else {"group.instance.id": settings.group_instance_id}
         self._consumer = Consumer(_client(settings) | fixed | {
@@ -87,15 +97,24 @@ class Membership:
         self.mine -= {tp.partition for tp in partitions}
 
     def poll(self) -> None:
-        """Stays a member."""
-        if self._consumer is not None:
-            record = self._consumer.poll(0)
-            if record is not None and record.error() is not None:
-                log.warning("the group of recalculators: %s", record.error().str())
+        """Stays a member, or becomes one again."""
+        if self._consumer is None:
+            if not self._alone and time.monotonic() >= self._join_at:
+                self._join()
+            return
+        record = self._consumer.poll(0)
+        error = None if record is None else record.error()
+        if error is not None:
+            log.warning("the group of recalculators: %s", error.str())
+            if error.fatal() or error.code() == KafkaError._FATAL:
+                self.close()
+                self._join_at = time.monotonic() + RETRY_SECONDS
 
     def close(self) -> None:
         if self._consumer is not None:
             self._consumer.close()
+            self._consumer = None
+            self.mine = set()
 
 
 class LivingDelay:

@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from agents.recalculator import Membership
 from console import check
 from console.client import Client
 from console.shop import JOURNEY, shop
 from schemas.journey import journey_json
 from state import records
 from state.ledger import Ledger, Memory, prefix_end
+from streams.settings import Settings
+from streams.topics import provision
 from tests.support.group import NESTED, WORDS, Group
 
 SHOP = shop()
@@ -166,3 +169,31 @@ def test_an_edit_and_a_cancel_while_it_goes_on(told: Group) -> None:
 
 def _shown(group: Group) -> Callable[[], dict[str, Any]]:
     return lambda: dict(group.http.get(f"/api/journeys/{JOURNEY['id']}/results").json())
+
+
+def test_a_job_that_another_of_its_name_pushed_out_becomes_a_member_again(kafka: str, prefix: str) -> None:
+    """librdkafka gives such a member up for good; a broker that takes over a group of a lost one may do the same to the only one there is."""
+    settings = Settings.load({"broker": kafka, "topic_prefix": prefix, "group_instance_id": "job", "session_timeout_seconds": 6}, environ={})
+    provision(settings)
+    every = set(range(settings.partitions))
+
+    def polled(*members: Membership) -> None:
+        end = time.monotonic() + 60
+        while members[-1].mine != every:
+            assert time.monotonic() < end, [member.mine for member in members]
+            for member in members:
+                member.poll()
+            time.sleep(0.05)
+
+    first = Membership(settings)
+    polled(first)
+    second = Membership(settings)
+    end = time.monotonic() + 60
+    while first.mine:  # pushed out
+        assert time.monotonic() < end
+        second.poll()
+        first.poll()
+        time.sleep(0.05)
+    second.close()
+    polled(first)
+    first.close()
