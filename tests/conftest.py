@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from streams.brokers import EmbeddedBroker
 from streams.settings import Settings
 from tests.support.kafka import KafkaBroker, KafkaUnavailable
 
+hypothesis.settings.register_profile("waypost", deadline=None)  # on a busy machine an example takes as long as it takes
+hypothesis.settings.load_profile("waypost")
 os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what commands print would be folded
 
 WAITING = ("broker", "soak")

@@ -144,6 +144,7 @@ def journeys(bench: Bench) -> list[Row]:
             ground = bench.ground(f"{kind}-{many}-journeys")
             all_of_them = [data.journey(stages=STAGES_OF_MANY), *(data.other_journey(i, STAGES_OF_MANY) for i in range(1, many))]
             ground.apply(all_of_them)
+            ground.expected.stages = STAGES_OF_MANY
             built_s[many] = ground.prepare(many)
             ground.load(data.activities(kind, bench.scaled(count), bench.scaled(count // 10)), bench.scaled(count))
         for i in range(bench.repeat):

@@ -58,6 +58,8 @@ class Expected:
     hits: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     """Contact -> (time in milliseconds, stage from 0)."""
     activities: int = 0
+    stages: int = len(NAMES)
+    """Of the journey that is walked; nobody reaches those past the activities' own."""
 
     def take(self, made: Made) -> None:
         self.activities += 1
@@ -76,7 +78,7 @@ class Expected:
         return found
 
     def cells(self) -> dict[Cell, int]:
-        """Every number of the results: how many reached each stage, on which day, and how long after the stage before."""
+        """Every number of the results: how many reached each stage, on which day, how long after the stage before, and the last after the first."""
         cells: Counter[Cell] = Counter()
         reached = self.reached()
         for (contact, stage), at_ms in reached.items():
@@ -84,6 +86,8 @@ class Expected:
             cells["d", stage, at_ms // DAY_MS] += 1
             if stage > 1:
                 cells["w", stage, wait_bucket(at_ms - reached[contact, stage - 1])] += 1
+            if stage == self.stages:
+                cells["o", stage, wait_bucket(at_ms - reached[contact, 1])] += 1
         return dict(cells)
 
 
