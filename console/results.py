@@ -92,8 +92,8 @@ def lag(before: Ends, partitions: Mapping[int, Mapping[str, Any]], after: Ends, 
 # ---------------------------------------------------------------------------------------- lists
 
 
-NEWEST = b"n"
-"""Begins the cursors of lists whose newest come first; the others begin with a stage."""
+NEWEST, OLDEST = b"n", b"o"
+"""What the cursor of a list begins with: a cursor is good in its order only."""
 
 
 def page(partitions: Iterable[Mapping[str, Any]], limit: int, newest: bool = False) -> tuple[int, list[dict[str, Any]], str | None]:
@@ -103,7 +103,7 @@ def page(partitions: Iterable[Mapping[str, Any]], limit: int, newest: bool = Fal
     shown = merged[:limit]
     # a partition that gave as many rows as were asked for may have more
     more = len(merged) > limit or any(len(part["rows"]) >= limit for part in parts)
-    cursor = encode_cursor((NEWEST if newest else b"") + bytes.fromhex(shown[-1]["key"])) if shown and more else None
+    cursor = encode_cursor((NEWEST if newest else OLDEST) + bytes.fromhex(shown[-1]["key"])) if shown and more else None
     out = [{"contact_id": r["contact_id"], "name": r["name"], "reached_at": format_ms(r["reached_at_ms"]), "groups": r["groups"]} for r in shown]
     return sum(part["total"] for part in parts), out, cursor
 
@@ -118,9 +118,9 @@ def decode_cursor(cursor: str, newest: bool = False) -> bytes:
         key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except ValueError:
         key = b""
-    if not key or encode_cursor(key) != cursor or key.startswith(NEWEST) != newest:
+    if encode_cursor(key) != cursor or len(key) < 2 or key[:1] != (NEWEST if newest else OLDEST):
         raise ApiError(404, "unknown_cursor", "there is no such page: give back the cursor of the page before as it is, or none", "cursor")
-    return key.removeprefix(NEWEST)
+    return key[1:]
 
 
 # ---------------------------------------------------------------------------------------- a contact

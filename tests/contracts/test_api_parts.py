@@ -68,30 +68,34 @@ def test_while_nothing_is_calculated_there_are_no_numbers() -> None:
     assert (row["kpi"], [row[k] for k in row if k not in ("stage", "name", "kpi")]) == (5, [None] * 6)
 
 
-@given(st.lists(st.lists(st.binary(min_size=1, max_size=4), unique=True, max_size=8), min_size=1, max_size=3), st.integers(1, 5))
-def test_pages_over_all_partitions_hold_each_row_once_in_order(parts: list[list[bytes]], limit: int) -> None:
-    keys = sorted({key for part in parts for key in part})
+@given(st.lists(st.lists(st.binary(min_size=1, max_size=4), unique=True, max_size=8), min_size=1, max_size=3), st.integers(1, 5), st.booleans())
+def test_pages_over_all_partitions_hold_each_row_once_in_order(parts: list[list[bytes]], limit: int, newest: bool) -> None:
+    keys = sorted({key for part in parts for key in part}, reverse=newest)
     owner = {key: next(i for i, part in enumerate(parts) if key in part) for key in keys}
     seen: list[str] = []
-    after = b""
+    seen_to = 0
     while True:
         answers = []
         for number in range(len(parts)):
             mine = [key for key in keys if owner[key] == number]
-            rows = [{"key": k.hex(), "contact_id": k.hex(), "name": None, "reached_at_ms": 0, "groups": []} for k in mine if k > after][:limit]
+            rows = [{"key": k.hex(), "contact_id": k.hex(), "name": None, "reached_at_ms": 0, "groups": []} for k in mine if keys.index(k) >= seen_to]
+            rows = rows[:limit]
             answers.append({"total": len(mine), "rows": rows})
-        total, shown, cursor = results.page(answers, limit)
+        total, shown, cursor = results.page(answers, limit, newest)
         assert total == len(keys)
         seen += [row["contact_id"] for row in shown]
         if cursor is None:
             break
-        after = results.decode_cursor(cursor)
+        seen_to = keys.index(results.decode_cursor(cursor, newest)) + 1
     assert seen == [key.hex() for key in keys]
 
 
-@given(st.binary(min_size=1))
-def test_cursors_come_back(key: bytes) -> None:
-    assert results.decode_cursor(results.encode_cursor(key)) == key
+@given(st.binary(min_size=1), st.booleans())
+def test_cursors_come_back_in_their_order_only(key: bytes, newest: bool) -> None:
+    cursor = results.encode_cursor((results.NEWEST if newest else results.OLDEST) + key)
+    assert results.decode_cursor(cursor, newest) == key
+    with pytest.raises(ApiError):
+        results.decode_cursor(cursor, not newest)
 
 
 @given(st.text(max_size=20))
@@ -100,7 +104,7 @@ def test_other_cursors_are_refused_or_ours(text: str) -> None:
         key = results.decode_cursor(text)
     except ApiError:
         return
-    assert results.encode_cursor(key) == text
+    assert results.encode_cursor(results.OLDEST + key) == text
 
 
 def test_of_two_workers_with_one_partition_the_one_that_is_further_counts() -> None:
