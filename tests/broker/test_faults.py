@@ -42,12 +42,13 @@ def broker(tmp_path: Path) -> Iterator[KafkaBroker]:
 
 
 def opened(group: Group, **more: str) -> None:
-    """One worker, the console, the journeys of the shop."""
+    """One worker, the console, the journeys of the shop, calculated: the job that did it runs, and nobody would start it again."""
     group.start("a", **more)
     group.open_console()
     for journey in (JOURNEY, journey_json(NESTED), journey_json(WORDS)):
         group.apply(journey)
     serving(group)
+    group.settled()
 
 
 def kept(group: Group) -> bool:
