@@ -143,14 +143,7 @@ class Ledger:
 
     def last(self, prefix: bytes) -> bytes | None:
         """The last key that begins with *prefix*."""
-        it = self._db.iter()
-        end = prefix_end(prefix)
-        it.seek_for_prev(end)
-        if it.valid() and it.key() == end:  # a key of its own, behind the last one looked for
-            it.prev()
-        key = it.key() if it.valid() else None
-        del it
-        return key if key is not None and key.startswith(prefix) else None
+        return next((key for key, _ in self.scan_back(prefix, None, 1)), None)
 
     def size_bytes(self) -> int:
         """Bytes of the files on disk."""
