@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from schemas import codec
+import numpy as np
+
+from schemas import codec, screen
 from schemas.errors import Refused
 from schemas.hashing import h8
+from schemas.rules import PerformedActivity
 from schemas.times import format_ms
 from state.evidence import BIAS
 from state.identity import Merge, Profile
 from state.matching import Matcher
 from state.messages import ACTIVITY, ERASURE, Join, Message, Origin, Unite
+from state.sieve import Sieve
+from streams.blocks import VALUE, VALUE_SIZE, Rows
 
 from . import handoffs, metrics
 from .pipeline import OutRecord
@@ -41,6 +46,18 @@ class Taken(NamedTuple):
     refused: list[tuple[Record, Refused]]
 
 
+_warm = False
+
+
+def warm() -> None:
+    """Compiles, which takes seconds where nobody has before; until then every activity is decoded."""
+    global _warm
+    one = np.zeros(1, np.int64)
+    screen.sound(b"{}", one, one + 2, 0)
+    Sieve([PerformedActivity(activity="warm")]).passing(b"{}", one, one + 2)
+    _warm = True
+
+
 def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int) -> Taken:
     """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused."""
     hits: dict[str, list[tuple[bytes, bytes]]] = {}
@@ -50,8 +67,7 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     latest_ms = now_ms + ahead_ms
     latest = _EPOCH + dt.timedelta(milliseconds=min(latest_ms, 253_402_300_799_000))
     n_hits = 0
-    for record in records:
-        raw = record.value
+    for raw, among, number in _telling(records, matcher, latest_ms):
         try:
             if raw is not None and len(raw) <= plain_bytes and raw.isascii():
                 try:
@@ -68,7 +84,7 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
                 continue
             at_ms = codec.activity_at_ms(activity)  # refuses what an offset pushed out of the calendar
             n_hits += 1
-            id_ = activity.id or codec.activity_id(activity, raw)
+            id_ = activity.id or codec.activity_id(activity, raw)  # type: ignore[arg-type]
             hit = (at_ms + BIAS).to_bytes(8, "big") + h8(id_)
             ids[hit] = id_
             mine = hits.get(activity.contact_id)
@@ -77,7 +93,7 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
             for rule in rules:
                 mine.append((rule, hit))
         except Refused as error:
-            refused.append((record, error))
+            refused.append((among[number], error))
     outcome = metrics.ACTIVITIES.labels
     outcome("hit").inc(n_hits)
     outcome("rejected").inc(len(refused))
@@ -87,6 +103,24 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
             metrics.RULE_FAULTS.labels(rule).inc(count)
         matcher.faults.clear()
     return Taken(hits, ids, [], refused)
+
+
+def _telling(records: Sequence[Record], matcher: Matcher, latest_ms: int) -> Iterable[tuple[bytes | None, Sequence[Record], int]]:
+    """(value, records, which of them it is) of the activities that have to be decoded: all but those that are sound for certain and meet no rule."""
+    if not _warm or not isinstance(records, Rows):
+        return [(record.value, records, number) for number, record in enumerate(records)]
+    found: list[tuple[bytes | None, Sequence[Record], int]] = []
+    for rows in records.apart():
+        (block,) = rows.blocks
+        data, starts, sizes = block.data, block.spans[:, VALUE], block.spans[:, VALUE_SIZE]
+        telling = np.zeros(len(rows), np.bool_)
+        telling[matcher.sieve.passing(data, starts, sizes)] = True
+        silent = np.flatnonzero(~telling)
+        telling[silent] = ~screen.sound(data, starts[silent], sizes[silent], latest_ms)
+        numbers = np.flatnonzero(telling)
+        for number, begin, size in zip(numbers.tolist(), starts[numbers].tolist(), sizes[numbers].tolist(), strict=True):
+            found.append((None if size < 0 else data[begin : begin + size], rows, number))
+    return found
 
 
 def as_join(contact: str, hits: list[tuple[bytes, bytes]]) -> Join:

@@ -36,7 +36,7 @@ from .succession import CHANGELOG_POSITION, POSITION, Succession
 
 log = logging.getLogger(__name__)
 
-IN_FLIGHT = 6  # decisions of a partition on their way to the broker and to RocksDB
+IN_FLIGHT = 3  # decisions of a partition on their way to the broker and to RocksDB
 BEHIND_RECORDS = 250  # of a decision that the living may have to wait for
 SOURCES = ("activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence")
 
@@ -60,7 +60,7 @@ class Context:
     recalculations: Table = field(default_factory=Table)
     common: Callable[[str], tuple[int, int] | None] = lambda journey: None  # the newest of its views that all partitions have
     few: int = FEW  # see `state.decision.FEW`
-    chunk_records: int = 1000  # of one decision: bounds how long the loop is blocked
+    chunk_records: int = 2000  # of one decision: bounds how long the loop is blocked
     step_done: Callable[[str, int], None] | None = None
     reflected: Callable[[str, int], int | None] = lambda topic, partition: (
         None

@@ -12,26 +12,25 @@ from schemas.rules import Rule
 from state.evidence import BIAS
 from state.matching import Matcher
 from state.recalculation import evidence_key
-from state.sieve import Sieve
 from streams.blocks import TIMESTAMP, VALUE, VALUE_SIZE, Block
 
 Hits = dict[str, list[tuple[bytes, bytes]]]
 """Contact -> [(rule key, hit)]."""
 
 
-def finder(one: Recalculation, rules: Mapping[bytes, Rule]) -> tuple[Matcher, Sieve]:
+def finder(one: Recalculation, rules: Mapping[bytes, Rule]) -> Matcher:
     """What finds hits of *rules* (by rule key) under the epoch of *one*."""
-    return Matcher({evidence_key(key, one.id): rule for key, rule in rules.items()}), Sieve(rules.values())
+    return Matcher({evidence_key(key, one.id): rule for key, rule in rules.items()})
 
 
-def hits(block: Block, matcher: Matcher, sieve: Sieve, ahead_ms: int, into: Hits) -> int:
-    """Adds to *into* the hits of a block of the log, as `intake.activities` finds them; how many they are. *sieve*: of the matcher's rules.
+def hits(block: Block, matcher: Matcher, ahead_ms: int, into: Hits) -> int:
+    """Adds to *into* the hits of a block of the log, as `intake.activities` finds them; how many they are.
 
     What intake refuses is passed over: it was said when it arrived. What was ahead of the clock then is judged by the record's own time.
     """
     decode, match, plain_bytes = codec.activity_decoder, matcher.match, codec.PLAIN_BYTES
     data, spans = block.data, block.spans
-    passing = sieve.passing(data, spans[:, VALUE], spans[:, VALUE_SIZE])
+    passing = matcher.sieve.passing(data, spans[:, VALUE], spans[:, VALUE_SIZE])
     found = 0
     for sent_ms, begin, size in spans[passing][:, [TIMESTAMP, VALUE, VALUE_SIZE]].tolist():
         raw = data[begin : begin + size]

@@ -235,7 +235,7 @@ class Recalculator:
     def _fill(self, one: Recalculation, todo: dict[int, tuple[int, int]]) -> None:
         """Reads *todo* to its end, or until the recalculation or the partitions are no longer ours."""
         rules = self._control.catalog.recalculations.rules(one.id)
-        matcher, sieve = rebuilding.finder(one, rules)
+        matcher = rebuilding.finder(one, rules)
         self._pace.throttle = one.throttle or self.settings.recalculation_events_per_second
         share = len(self._membership.mine) / self.settings.partitions
         self._written = self._control.catalog.reports.written(one.id)
@@ -247,7 +247,7 @@ class Recalculator:
         blocks = read_blocks(self.settings, self._topic, sorted(todo), start=starts, ends=ends)
         try:
             for number, block in blocks:
-                pending += rebuilding.hits(block, matcher, sieve, self.settings.max_future_ms, hits)
+                pending += rebuilding.hits(block, matcher, self.settings.max_future_ms, hits)
                 read[number] = block.next
                 total += len(block)
                 if pending >= FLUSH_HITS or time.monotonic() - flushed > FLUSH_SECONDS:

@@ -17,21 +17,25 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from agents import internal, metrics
+from agents import intake, internal, metrics
 from agents.catalog import RECALCULATIONS, REPORTS, CatalogReader
 from agents.driver import Driver
 from agents.partition import SOURCES, Context
 from agents.partitions import Partitions
 from agents.refusals import Refusals
 from agents.reporter import Reporter
+from schemas.compiled import let_go, worth_preparing
 from state import kernel
 from state.ledger import Memory
 from state.matching import Matcher
+from streams import blocks
 from streams.app import App, WorkerCrashed, build_app, run_app
+from streams.guarded import GuardedProcess
 from streams.seam import Fenced
 from streams.settings import Settings, aiokafka_kwargs
 from streams.topics import Presence, TopicsError
@@ -143,7 +147,7 @@ async def run_worker(
         gc.collect()
         gc.freeze()
         gc.set_threshold(200_000, 20, 100)
-        threading.Thread(target=kernel.warm, name="compiling", daemon=True).start()  # until then batches are decided in Python
+        threading.Thread(target=compile_loops, name="compiling", daemon=True).start()
         runs = (_tick(settings, app, partitions), reporter.run(), driver.run(), refusals.run(), _watch_topics(settings, failed))
         beside = [asyncio.create_task(_beside(run, failed)) for run in runs]
         try:
@@ -155,6 +159,21 @@ async def run_worker(
     finally:
         await catalog.stop()
         await server.cleanup()
+
+
+def compile_loops() -> None:
+    """Makes compiled code ready. Until it is, every activity is decoded, and batches are decided in Python."""
+    if worth_preparing():
+        GuardedProcess([sys.executable, "-c", "from agents import worker; worker.load_loops()"], log=Path(os.devnull)).wait()
+    load_loops()
+    let_go()
+
+
+def load_loops() -> None:
+    """Loads what was compiled, and compiles what was not."""
+    kernel.warm()
+    intake.warm()
+    blocks.warm()
 
 
 async def _beside(run: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> None:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from .activity import FIELDS
-from .text import Contains, Equals, Operand, TextTest
+from .text import OPERATORS, Contains, Equals, Operand, TextTest
 from .wire import MAX_TYPE
 
 GROUP = "waypost.rules"  # of entry points
@@ -67,6 +67,13 @@ class Rule(BaseModel):
             if isinstance(value, TextTest):
                 tests.append(FieldTest(field, value.operator, value.operand))
         return tuple(tests)
+
+    def possible(self) -> list[FieldTest] | None:
+        """Its tests without those of fields that activities do not have, which are missing always; None when one of these fails."""
+        tests = self.tests()
+        if any(test.field not in FIELDS and not OPERATORS[test.operator].negative for test in tests):
+            return None
+        return [test for test in tests if test.field in FIELDS]
 
     def accepts(self, activity: Any) -> bool:
         """What tests cannot say. *activity* passed the tests; its fields are those of `schemas.activity.Activity`, `at` in milliseconds.

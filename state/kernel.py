@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from schemas.compiled import compiled
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
 
-from .compiled import compiled
 from .evidence import HIT_BYTES, LIMIT_HITS
 from .progress import Progress, Reached, new_reached
 from .records import COUNT, VERSION
@@ -122,9 +122,10 @@ class Plan:
     def _moves(self, rows: list[list[int]], stages: Array, met: Array) -> list[Move]:
         if not rows:
             return []
-        at_bytes = stages[:, 0].astype(">u8").tobytes()
-        counts = stages[:, 1].tolist()
-        hits = met.astype(">u8").tobytes()
+        used = sum(after if onward else before + after for _, _, before, after, onward in rows)
+        at_bytes = stages[:used, 0].astype(">u8").tobytes()
+        counts = stages[:used, 1].tolist()
+        hits = met[: sum(counts)].astype(">u8").tobytes()
         found, row, hit, views = [], 0, 0, self.views
         for contact, view, n_before, n_after, onward in rows:
             both: list[list[Reached]] = [[], []]

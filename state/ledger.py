@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,20 +21,21 @@ import rocksdict
 BLOCK_BYTES = 16 << 10
 BLOOM_BITS = 10
 RECENT_SHIFT = 3  # an eighth of the memory keeps records at hand: people come in visits, of several activities each
-RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dict
+BESIDE_SHIFT = 2  # a quarter of it is what is on its way to the broker and to RocksDB, and what an allocator cannot give back
+RECENT_OVERHEAD_BYTES = 250  # of an entry: two objects and their place in a dict that keeps an order
+MEMTABLE_BYTES = 4 << 20  # one of the size of a processor's cache takes a write in two thirds of the time that one of 32 MiB needs
 RECORDS = b"ei"  # see the table above
 
 
 class Memory:
-    """What the ledgers of a process share: one block cache, one write-buffer manager and room for recent records, together *memory_mb* MiB.
-
-    RocksDB's own defaults would take that much for each partition.
+    """What the ledgers of a process share: one block cache, one write-buffer manager and room for recent records, which with what is under way take
+    about *memory_mb* MiB. RocksDB's own defaults would take that much for each partition.
     """
 
     def __init__(self, memory_mb: int) -> None:
         self.recent_room = memory_mb << 20 >> RECENT_SHIFT
         """Bytes left for records that were written last."""
-        total = (memory_mb << 20) - self.recent_room
+        total = (memory_mb << 20) - self.recent_room - (memory_mb << 20 >> BESIDE_SHIFT)
         self.cache = rocksdict.Cache(total)
         self.buffer_bytes = total // 3
         # write buffers are charged to the cache, so that both together keep to the setting
@@ -45,7 +47,8 @@ class Memory:
         options = rocksdict.Options(raw_mode=True)
         options.create_if_missing(True)
         options.set_write_buffer_manager(self.buffers)
-        options.set_write_buffer_size(max(1 << 20, min(32 << 20, self.buffer_bytes // 4)))
+        options.set_write_buffer_size(max(1 << 20, min(MEMTABLE_BYTES, self.buffer_bytes // 4)))
+        options.set_level_zero_file_num_compaction_trigger(8)  # of such small files
         options.set_max_write_buffer_number(3)
         options.set_allow_concurrent_memtable_write(False)  # each has one writer; preparing for more costs a quarter of a write
         options.set_max_open_files(128)
@@ -70,7 +73,7 @@ class Ledger:
         path.mkdir(parents=True, exist_ok=True)
         self._db = rocksdict.Rdict(str(path), options=memory.options())
         self._memory = memory
-        self._recent: dict[bytes, bytes] = {}  # records written last, the latest last; they are in RocksDB as well
+        self._recent: OrderedDict[bytes, bytes] = OrderedDict()  # records written last, the latest last; they are in RocksDB as well
         self.get: Any = self._db.get  # bytes -> bytes | None, or a list of keys -> a list of values
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
@@ -105,8 +108,8 @@ class Ledger:
                     room -= len(key) + len(value) + RECENT_OVERHEAD_BYTES
         self._db.write(batch)
         while room < 0 and recent:
-            key = next(iter(recent))
-            room += len(key) + len(recent.pop(key)) + RECENT_OVERHEAD_BYTES
+            key, old = recent.popitem(last=False)
+            room += len(key) + len(old) + RECENT_OVERHEAD_BYTES
         self._memory.recent_room = room
 
     def scan(

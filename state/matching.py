@@ -16,10 +16,11 @@ import ahocorasick
 import msgspec
 import re2
 
-from schemas.activity import FIELDS
 from schemas.codec import WireActivity, activity_at_ms
 from schemas.rules import FieldTest, Rule
 from schemas.text import OPERATORS, RE2_OPTIONS, folded, pattern
+
+from .sieve import Sieve
 
 # Lone surrogates mark where a text starts and ends: neither a text decoded from UTF-8 nor an operand holds one.
 START, END = "\ud800", "\ud801"
@@ -196,10 +197,12 @@ class Matcher:
     """Made for some rules, by the key under which hits of each are kept, says which of them an activity meets.
 
     `faults`: how often the own code of a rule type (`Rule.accepts`) failed, by rule name; an activity on which it fails does not meet the rule.
+    `sieve`: tells records that could meet one of the rules from those that cannot, before they are decoded.
     """
 
     def __init__(self, rules: Mapping[bytes, Rule]) -> None:
         self.faults: Counter[str] = Counter()
+        self.sieve = Sieve(rules.values())
         self._memo = Memo()
         by_type: dict[str, dict[bytes, Rule]] = defaultdict(dict)
         every: dict[bytes, Rule] = {}
@@ -224,7 +227,7 @@ class Matcher:
 
     def _compile(self, rules: dict[bytes, Rule]) -> Callable[[WireActivity], Keys]:
         """A function that says which of *rules* an activity of their type meets."""
-        tests = {key: possible(rule.tests()) for key, rule in rules.items()}
+        tests = {key: rule.possible() for key, rule in rules.items()}
         shared = Counter(operand for of_rule in tests.values() for test in of_rule or () for operand in _operands(test))
         pivots: dict[str, list[tuple[FieldTest, Found]]] = defaultdict(list)
         always: list[Found] = []
@@ -293,13 +296,6 @@ def _settled(found: Found, activity: WireActivity) -> Keys:
         else:
             met += (key,)
     return met
-
-
-def possible(tests: tuple[FieldTest, ...]) -> list[FieldTest] | None:
-    """*tests* without those of fields that activities do not have, which are missing always; None when one of these fails."""
-    if any(test.field not in FIELDS and not OPERATORS[test.operator].negative for test in tests):
-        return None
-    return [test for test in tests if test.field in FIELDS]
 
 
 def _operands(test: FieldTest) -> list[tuple[str, str, str]]:

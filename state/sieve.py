@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from schemas.compiled import compiled
 from schemas.rules import FieldTest, Rule
 from schemas.text import OPERATORS
-
-from .compiled import compiled
-from .matching import possible
 
 Array = np.ndarray[Any, Any]
 
@@ -59,7 +57,7 @@ def texts_of(rules: Iterable[Rule]) -> frozenset[bytes] | None:
     """The texts to look for, in small letters; None when a rule has none, or there are too many."""
     found: set[bytes] = set()
     for rule in rules:
-        tests = possible(rule.tests())
+        tests = rule.possible()
         if tests is None:
             continue  # no activity meets it
         ways = [_texts(test) for test in tests if test.operator in _WHOLE]

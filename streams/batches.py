@@ -55,6 +55,10 @@ class Batch:
         except UnicodeDecodeError:
             return iter(list(_Slow(self._part)))
 
+    def __next__(self) -> Any:
+        """The first record, for whom it is a marker that ends a transaction."""
+        return next(self._batch)
+
 
 class _Slow(_DefaultRecordBatchPy):  # type: ignore[misc]
     """Reads in Python, names of headers by `_Escaped`."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from aiokafka import codec
 from aiokafka.record.util import calc_crc32c
 
-from state.compiled import compiled
+from schemas.compiled import compiled
 
 Array = np.ndarray[Any, Any]
 
@@ -30,6 +30,20 @@ OFFSET, TIMESTAMP, KEY, KEY_SIZE, VALUE, VALUE_SIZE, HEADERS, COLUMNS = range(8)
 
 class CorruptBatch(ValueError):
     """Bytes that are no record batch, or not what they were when they were written."""
+
+
+class OldFormat(CorruptBatch):
+    """A batch of before Kafka 0.11, which is not read here."""
+
+
+class Record(NamedTuple):
+    """One record. `timestamp`: milliseconds since 1970, -1 none. `headers`: a name that is not UTF-8 has those bytes as `\\xff` (see `batches`)."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
 
 
 class Block(NamedTuple):
@@ -52,10 +66,107 @@ class Block(NamedTuple):
             return self
         return Block(self.data, self.spans[: np.searchsorted(self.spans[:, OFFSET], offset)], offset)
 
+    def record(self, row: int) -> Record:
+        """The record of a row."""
+        return self._record(self.spans[row].tolist())
+
+    def records(self) -> Iterator[Record]:
+        """All records, in order."""
+        return map(self._record, self.spans.tolist())
+
+    def _record(self, span: list[int]) -> Record:
+        offset, timestamp, key, key_size, value, value_size, headers = span
+        return Record(
+            offset,
+            timestamp,
+            None if key_size < 0 else self.data[key : key + key_size],
+            None if value_size < 0 else self.data[value : value + value_size],
+            self._headers(value + max(value_size, 0), headers) if headers > 0 else (),
+        )
+
+    def _headers(self, at: int, count: int) -> tuple[tuple[str, bytes | None], ...]:
+        """The *count* headers of a record whose value ends at *at*."""
+        data, headers = self.data, []
+        _, at = _varint_at(data, at)
+        for _ in range(count):
+            size, at = _varint_at(data, at)
+            name, at = data[at : at + size].decode("utf-8", "backslashreplace"), at + size
+            size, at = _varint_at(data, at)
+            headers.append((name, None if size < 0 else data[at : at + size]))
+            at += max(size, 0)
+        return tuple(headers)
+
     def values(self) -> Iterator[bytes | None]:
         """The records' values."""
         for begin, size in self.spans[:, [VALUE, VALUE_SIZE]].tolist():
             yield None if size < 0 else self.data[begin : begin + size]
+
+
+class Rows(Sequence[Record]):
+    """Consecutive records of a partition, in blocks. Of what nobody looks at one by one, no object is made."""
+
+    __slots__ = ("_size", "blocks")
+
+    def __init__(self, *blocks: Block) -> None:
+        self.blocks = [block for block in blocks if len(block)]
+        self._size = sum(map(len, self.blocks))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Record]:
+        for block in self.blocks:
+            yield from block.records()
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+    @overload
+    def __getitem__(self, at: slice) -> Rows: ...
+    def __getitem__(self, at: int | slice) -> Record | Rows:
+        """A record, or a part without steps."""
+        if isinstance(at, slice):
+            begin, end, step = at.indices(self._size)
+            assert step == 1, "records follow each other"
+            parts = []
+            for block in self.blocks:
+                if begin < len(block) and end > 0:
+                    parts.append(Block(block.data, block.spans[max(begin, 0) : end], block.next))
+                begin, end = begin - len(block), end - len(block)
+            return Rows(*parts)
+        row = at + self._size if at < 0 else at
+        for block in self.blocks if row >= 0 else ():
+            if row < len(block):
+                return block.record(row)
+            row -= len(block)
+        raise IndexError(f"record {at} of {self._size}")
+
+    def apart(self) -> Iterator[Rows]:
+        """The same, those of each block by themselves."""
+        return map(Rows, self.blocks)
+
+    def __iadd__(self, following: Rows) -> Rows:
+        """Adds what was fetched next."""
+        self.blocks += following.blocks
+        self._size += len(following)
+        return self
+
+
+Records = Rows | list[Any]
+"""Consecutive records of a partition (.offset .timestamp .key .value .headers)."""
+
+_warm = False
+
+
+def warm() -> None:
+    """Compiles, which takes seconds where nobody has before, and makes `ready`."""
+    global _warm
+    unpack(b"")
+    _warm = True
+
+
+def ready() -> bool:
+    """Whether using it costs no compilation."""
+    return _warm
 
 
 class Aborted:
@@ -87,7 +198,7 @@ def unpack(raw: bytes, from_offset: int = 0, aborted: Sequence[tuple[int, int]] 
     while at + HEADER.size <= size:
         base, length, _, magic, crc, attributes, last, first_ms, latest_ms, producer, _, _, count = HEADER.unpack_from(raw, at)
         if magic != 2:
-            raise CorruptBatch(f"the batch at offset {base} has message format {magic}; only 2 can be read (Kafka has written it since 0.11)")
+            raise OldFormat(f"the batch at offset {base} has message format {magic}; only 2 can be read (Kafka has written it since 0.11)")
         end = at + LENGTH_ENDS + length
         if end > size:
             break
@@ -129,6 +240,18 @@ def _is_abort(records: bytes) -> bool:
         return False
     at = int(spans[0, KEY])
     return records[at + 2 : at + 4] == b"\0\0"
+
+
+def _varint_at(data: bytes, at: int) -> tuple[int, int]:
+    """(value, where the next byte is). Raises IndexError past the end."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            return value >> 1 ^ -(value & 1), at
 
 
 @compiled

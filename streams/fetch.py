@@ -17,6 +17,9 @@ from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, Illega
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams import blocks
+from streams.blocks import Records, Rows
+
 FETCH_WAIT_MS = 100
 """How long the broker may hold a fetch that finds nothing. A partition that starts to be read again waits as long in the worst case, because aiokafka
 has one fetch at a time on its way to a broker."""
@@ -31,7 +34,7 @@ LEASE_MARGIN_S = 1.0
 class Fetched(NamedTuple):
     """What one partition brought: its records in order, about how many bytes they are, and how many seeks the partition had seen."""
 
-    records: list[Any]
+    records: Records
     size_bytes: int
     seeks: int
 
@@ -79,6 +82,19 @@ def unpack(part: Any) -> list[Any]:
         offset = batch.next_offset
     part.next_fetch_offset = offset
     return rows
+
+
+def rows_of(part: Any) -> Records:
+    """The same as `Rows`, which make no object of a record before somebody asks. Raises `CorruptBatch`."""
+    if not blocks.ready():
+        return unpack(part)
+    aborted = part._aborted_transactions if part._isolation_level == READ_COMMITTED else ()
+    try:
+        block = blocks.unpack(part._records._buffer, part.next_fetch_offset, aborted)
+    except blocks.OldFormat:
+        return unpack(part)
+    part.next_fetch_offset = block.next
+    return Rows(block)
 
 
 def let_go(part: Any) -> None:
@@ -224,7 +240,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             ):
                 continue  # not ours or not now: the position stays, it is fetched again
             size = part._records.size_in_bytes()
-            rows = unpack(part)
+            rows = unpack(part) if self.consumer._is_changelog_tp(tp) else rows_of(part)
             state.consumed_to(part.next_fetch_offset)
             if rows:
                 fetched[tp] = Fetched(rows, size, self.seeks.get(tp, 0))

@@ -56,6 +56,12 @@ class GuardedProcess:
             self.kill()
         self._dismiss()
 
+    def wait(self) -> int:
+        """Waits until the child has ended by itself; its exit code."""
+        code = self._popen.wait()
+        self._dismiss()
+        return code
+
     def kill(self) -> None:
         """Ends the child at once (SIGKILL) and waits for it."""
         self.signal(signal.SIGKILL)

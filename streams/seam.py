@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from streams.blocks import Records
+
 
 class Fenced(Exception):
     """The assignment under which something was to be written is over: drop the work, acknowledge nothing. The new owner repeats it."""
@@ -36,8 +38,8 @@ class Partitions(Protocol):
         """Revoked, or the worker stops: end the pipelines, drop what is in flight, close the RocksDB so that its lock is free. No `done()`
         afterwards."""
 
-    async def submit(self, partition: int, topic: str, records: list[Any], done: Callable[[], None]) -> None:
-        """Takes one chunk of one source partition (records: .offset .timestamp .key .value .headers), in order. Waits while the pipeline is full.
+    async def submit(self, partition: int, topic: str, records: Records, done: Callable[[], None]) -> None:
+        """Takes one chunk of one source partition, in order. Waits while the pipeline is full.
         Calls *done* exactly once, when everything that follows from the chunk is durable. May raise `Fenced`."""
 
     def changelog_values(self, partition: int, keys: list[bytes]) -> list[tuple[bytes, bytes | None]]:

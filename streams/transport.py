@@ -20,6 +20,8 @@ from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from streams import batches
+from streams.blocks import Records
 from streams.fetch import Fetched, FetchThread, Position, RebalanceListener
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ CHUNK_RECORDS = 4000
 """The most records of a chunk: bounds how long one chunk blocks the event loop."""
 HELD_CHUNKS, RELEASED_CHUNKS = 10, 5
 """A partition with more chunks in flight than the first is not fetched until it is down to the second."""
-HELD_BYTES = 8 << 20
+HELD_BYTES = 4 << 20
 """The same in bytes fetched: a few large messages are as good as many chunks."""
 TAKE_WAIT_S = 0.5
 MAX_REQUEST_BYTES = 17 << 20
@@ -43,7 +45,7 @@ class Chunk:
 
     tp: TP
     first: int
-    records: list[Any]
+    records: Records
     size_bytes: int
     serial: int
     """The consumer's `serial` when it was read: another one now means that the assignment is over."""
@@ -176,8 +178,8 @@ class Consumer(driver.Consumer):
             size_bytes = took.size_bytes // parts
             self._inflight_bytes[tp] += size_bytes
             last = inflight[-1] if inflight else None
-            if last is not None and not last.taken and len(last.records) + len(rows) <= CHUNK_RECORDS:
-                last.records += rows
+            if last is not None and not last.taken and len(last.records) + len(rows) <= CHUNK_RECORDS and type(last.records) is type(rows):
+                last.records += rows  # type: ignore[arg-type]
                 last.size_bytes += size_bytes
                 continue
             chunk = Chunk(tp, rows[0].offset, rows, size_bytes, serial)
@@ -341,3 +343,4 @@ class Transport(driver.Transport):
 def install() -> None:
     """Makes the scheme known to Faust. Safe to call again."""
     drivers.TRANSPORTS.aliases[SCHEME] = "streams.transport:Transport"
+    batches.install()

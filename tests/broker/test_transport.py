@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 
-from streams import transport
+from streams import blocks, transport
 from streams.app import App, WorkerCrashed, run_app
 from streams.partitioner import partition_of
 from streams.seam import Fenced
@@ -95,7 +95,14 @@ async def committed_is(bootstrap: str, prefix: str, topic: str, offset: int) -> 
             await asyncio.sleep(0.1)
 
 
-async def test_chunks_come_whole_and_in_order_and_the_position_is_the_end(broker: Broker, prefix: str, tmp_path: Path) -> None:
+@pytest.fixture(params=["blocks", "objects"])
+def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was fetched is taken apart in bulk, or record by record until that is compiled."""
+    blocks.warm()
+    monkeypatch.setattr(blocks, "_warm", request.param == "blocks")
+
+
+async def test_chunks_come_whole_and_in_order_and_the_position_is_the_end(broker: Broker, prefix: str, tmp_path: Path, reading: None) -> None:
     make_topics(broker.bootstrap, prefix)
     topic = prefix + "activities"
     await write(broker.bootstrap, topic, [b"%d" % i for i in range(9000)])
@@ -111,7 +118,9 @@ async def test_chunks_come_whole_and_in_order_and_the_position_is_the_end(broker
         assert app.behind(topic, 0) == 0
 
 
-async def test_aborted_transactions_are_not_read_and_markers_do_not_keep_the_position_from_the_end(kafka: str, prefix: str, tmp_path: Path) -> None:
+async def test_aborted_transactions_are_not_read_and_markers_do_not_keep_the_position_from_the_end(
+    kafka: str, prefix: str, tmp_path: Path, reading: None
+) -> None:
     make_topics(kafka, prefix)
     topic = prefix + "activities"
     async with running(kafka, prefix, tmp_path) as (app, partitions):

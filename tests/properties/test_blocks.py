@@ -23,6 +23,7 @@ from streams.blocks import (
     VALUE_SIZE,
     Block,
     CorruptBatch,
+    Rows,
     unpack,
 )
 from streams.replay import end_of
@@ -65,6 +66,42 @@ def rows(block: Block) -> list[tuple[Any, ...]]:
 
     table = block.spans.tolist()
     return [(row[OFFSET], row[TIMESTAMP], piece(row[KEY], row[KEY_SIZE]), piece(row[VALUE], row[VALUE_SIZE]), row[HEADERS]) for row in table]
+
+
+def records_of(found: Any) -> list[tuple[Any, ...]]:
+    return [(r.offset, r.timestamp, r.key, r.value, list(r.headers)) for r in found]
+
+
+@settings(max_examples=300)
+@given(batches, st.integers(0, 20), st.integers(0, 20), st.integers(0, 4))
+def test_rows_are_the_records_that_aiokafka_reads(made: list[tuple[list[Sent], int, int]], begin: int, end: int, parts: int) -> None:
+    cuts = [made[: parts + 1], made[parts + 1 :]]
+    rows, expected, base = Rows(), [], 0
+    for part in cuts:
+        raw = b""
+        for sent, codec, gap in part:
+            raw += batch(base + gap, sent, codec)
+            base += gap + len(sent)
+        rows += Rows(unpack(raw))
+        read = MemoryRecords(raw)
+        while read.has_next():
+            expected += list(read.next_batch())
+    assert records_of(rows) == records_of(expected)
+    assert len(rows) == len(expected)
+    assert records_of(rows[begin:end]) == records_of(expected[begin:end])
+    assert records_of(rows[at] for at in range(-len(rows), len(rows))) == records_of(expected + expected)
+    assert [r for alone in rows.apart() for r in records_of(alone)] == records_of(expected)
+    for at in (len(rows), -len(rows) - 1):
+        with pytest.raises(IndexError):
+            rows[at]
+
+
+def test_the_name_of_a_header_that_is_no_text_is_told_with_its_bytes() -> None:
+    raw = bytearray(batch(0, [(1, None, b"v", [("name", b"1")])]))
+    at = raw.index(b"name")
+    raw[at : at + 4] = b"n\xff\xfee"
+    raw[17:CRC_ENDS] = calc_crc32c(raw[CRC_ENDS:]).to_bytes(4, "big")
+    assert Rows(unpack(bytes(raw)))[0].headers == (("n\\xff\\xfee", b"1"),)
 
 
 def as_aiokafka_reads(raw: bytes) -> list[tuple[Any, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,10 @@ from agents.catalog import Catalog
 from schemas import codec
 from schemas.errors import Refused
 from state.matching import Matcher
+from streams.blocks import Rows
 from tests.simulation.cluster import Record
 from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Good, Sent, journey, raw
+from tests.support.records import block_of
 
 NOW_MS, AHEAD_MS = AT_MS + 1000, 86_400_000
 
@@ -80,11 +83,14 @@ def test_exactly_the_allowed_time_ahead_is_taken() -> None:
         codec.refuse_future(NOW_MS + AHEAD_MS + 1, NOW_MS, AHEAD_MS)
 
 
-def taken_in(sent: list[Sent]) -> list[tuple[Record, Refused]]:
-    """What intake refuses of chunks that hold *sent*, topic by topic."""
-    chunks: dict[str, list[Record]] = defaultdict(list)
+def taken_in(sent: list[Sent], fetched: bool) -> list[tuple[Any, Refused]]:
+    """What intake refuses of chunks that hold *sent*, topic by topic. *fetched*: as the transport has them, else as objects."""
+    chunks: dict[str, Any] = defaultdict(list)
     for offset, one in enumerate(sent):
         chunks[one.topic].append(Record(offset, one.timestamp_ms or AT_MS, one.key, one.value, one.headers))
+    if fetched:
+        intake.warm()
+        chunks["activities"] = Rows(*(block_of([record]) for record in chunks["activities"]))
     return [
         *intake.activities(chunks["activities"], Matcher({}), NOW_MS, AHEAD_MS).refused,
         *intake.merges(chunks["contact-merges"], "contact-merges", 0, NOW_MS, AHEAD_MS).refused,
@@ -93,13 +99,14 @@ def taken_in(sent: list[Sent]) -> list[tuple[Record, Refused]]:
     ]
 
 
-def test_a_chunk_of_good_and_bad_loses_none_and_refuses_the_bad_as_they_came() -> None:
+@pytest.mark.parametrize("fetched", [False, True])
+def test_a_chunk_of_good_and_bad_loses_none_and_refuses_the_bad_as_they_came(fetched: bool) -> None:
     bad = [one for one in BAD if one.topic != "journeys"]
     mixed: list[Sent] = [one for pair in zip(bad, GOOD * (len(bad) // len(GOOD) + 1), strict=False) for one in pair]
-    refused = {record.offset: (record, error) for record, error in taken_in(mixed)}
+    refused = {record.offset: (record, error) for record, error in taken_in(mixed, fetched)}
     for offset, one in enumerate(mixed):
         assert (offset in refused) == isinstance(one, Bad), one.name
         if isinstance(one, Bad):
             record, error = refused[offset]
-            assert (record.key, record.value, record.headers) == (one.key, one.value, one.headers)
+            assert (record.key, record.value, list(record.headers)) == (one.key, one.value, list(one.headers))
             assert re.search(one.reason, f"{error.message} {error.code} {error.path}", re.IGNORECASE), one.name

@@ -10,12 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from agents import intake
 from schemas import codec, rules
 from schemas.rules import Rule
 from state.matching import Matcher
 from state.recalculation import by_key
 from state.sieve import LOWER, Sieve, texts_of
+from streams.blocks import Record, Rows
 from tests.properties.test_matching import Anything, some_activities, some_rules
+from tests.support.records import block_of
+
+NOW_MS = 1_800_000_000_000
 
 
 def passing(sieve: Sieve, values: list[bytes | None]) -> list[int]:
@@ -35,6 +40,25 @@ def test_whoever_meets_a_rule_passes(all_rules: list[Rule], activities: list[dic
     values = [written(said, ascii_only, spaced) for said in activities]
     met = [number for number, value in enumerate(values) if matcher.match(codec.decode_activity(value))]
     assert set(met) <= set(passing(sieve, values))
+
+
+@settings(max_examples=500)
+@given(st.lists(some_rules, max_size=6), st.lists(st.tuples(some_activities, st.booleans(), st.integers(0, 30)), max_size=12), st.integers(1, 4))
+def test_intake_takes_of_what_was_fetched_what_it_takes_of_single_records(
+    all_rules: list[Rule], made: list[tuple[dict[str, Any], bool, int]], blocks: int
+) -> None:
+    matcher = Matcher(by_key(all_rules))
+    log = []
+    for offset, (said, ascii_only, cut) in enumerate(made):
+        value = written(said, ascii_only, spaced=bool(offset % 2))
+        log.append(Record(offset, 1, b"c", None if cut == 1 else value[:cut] if cut < 4 else value, (("h", None), ("\u00e9", b"1"))))
+    step = len(log) // blocks + 1
+    intake.warm()
+    rows = Rows(*(block_of(log[at : at + step]) for at in range(0, len(log), step)))
+    one, other = intake.activities(log, matcher, NOW_MS, 0), intake.activities(rows, matcher, NOW_MS, 0)
+    assert (one.hits, one.ids) == (other.hits, other.ids)
+    assert list(one.hits) == list(other.hits), "in the order in which they came"
+    assert [(record, str(error)) for record, error in one.refused] == [(record, str(error)) for record, error in other.refused]
 
 
 anything = st.none() | st.binary(max_size=60) | some_activities.map(lambda said: written(said, ascii_only=True, spaced=False))

@@ -19,6 +19,7 @@ from unittest.mock import patch
 import agents.building
 import agents.partition
 import state.views
+from agents import intake
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
 from state import kernel
@@ -27,7 +28,9 @@ from state.matching import Matcher
 from state.progress import Projection, rules_of
 from state.recalculation import by_key
 from state.views import group_key, index_prefix
+from streams.blocks import Rows
 from streams.partitioner import partition_of
+from tests.support.records import block_of
 
 from .doubles import Disk, Loop, MemoryLedger
 from .history import RULES, Plan, journey
@@ -43,6 +46,7 @@ _all_rules = parse_journey(
 ALL_RULES = tuple(rules_of(_all_rules.stages[0].condition))
 MATCHER = Matcher(by_key(ALL_RULES))
 kernel.warm()  # every second history is decided by compiled code, however few contacts a batch has
+intake.warm()  # and of every two of each kind one takes activities in by it
 
 
 class Record(NamedTuple):
@@ -312,6 +316,8 @@ class Cluster:
         log, at = self.logs[source, p], worker.read_to[p, source]
         n = min(len(log) - at, self.chunk_records, self.rng.choice((1, 1, 2, 3, 8, 50)))
         chunk = log[at : at + n]
+        if self.plan.seed // 2 % 2:
+            chunk = Rows(block_of(chunk))  # as they are fetched
         worker.read_to[p, source] = at + n
 
         def done() -> None:

@@ -43,7 +43,7 @@ class Keyed:
 
     def __init__(self, base: Matcher, rules: Mapping[bytes, Rule]) -> None:
         self._base = base
-        self.faults = base.faults
+        self.faults, self.sieve = base.faults, base.sieve
         self._keys: dict[bytes, tuple[bytes, ...]] = {}
         for key, rule in rules.items():
             own = rule_key(rule)

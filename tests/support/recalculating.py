@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from agents import handoffs, intake, rebuilding
 from agents.partition import Context, Partition
 from agents.partitions import recorded
@@ -15,24 +13,14 @@ from agents.reporter import report_of
 from schemas.recalculation import FILLING, JOB, WORKER, JobReport, Recalculation
 from state.matching import Matcher
 from state.recalculation import Flush, Reports, advance, begin, missing
-from streams.blocks import COLUMNS, OFFSET, TIMESTAMP, VALUE, VALUE_SIZE, Block
 from streams.partitioner import partition_of
-
-
-def block_of(log: Sequence[Any]) -> Block:
-    """Records with `.offset`, `.timestamp` and `.value` as a block, as if they had been fetched."""
-    spans, data = np.zeros((len(log), COLUMNS), np.int64), bytearray()
-    for row, record in zip(spans, log, strict=True):
-        value = record.value
-        row[OFFSET], row[TIMESTAMP], row[VALUE], row[VALUE_SIZE] = record.offset, record.timestamp, len(data), -1 if value is None else len(value)
-        data += value or b""
-    return Block(bytes(data), spans, log[-1].offset + 1 if log else 0)
+from tests.support.records import block_of
 
 
 def rebuilt(one: Recalculation, rules: Mapping[bytes, Any], log: Sequence[Any], ahead_ms: int) -> list[tuple[bytes, bytes]]:
     """`(key, value)` of the rebuilt evidence of a piece of the log: what the job writes."""
     hits: rebuilding.Hits = {}
-    rebuilding.hits(block_of(log), *rebuilding.finder(one, rules), ahead_ms, hits)
+    rebuilding.hits(block_of(log), rebuilding.finder(one, rules), ahead_ms, hits)
     return [(contact.encode(), handoffs.encode(intake.as_join(contact, mine))) for contact, mine in hits.items()]
 
 

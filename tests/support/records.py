@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from confluent_kafka import Producer
 
-from streams.blocks import OFFSET
+from streams.blocks import OFFSET, Block, unpack
 from streams.reader import read_log
 from streams.replay import read_blocks
 from streams.settings import Settings, librdkafka_config
 
 Written = tuple[int, int]
 """(partition, offset)"""
+
+
+def block_of(log: Sequence[Any]) -> Block:
+    """Records of a partition with `.offset`, `.timestamp`, `.key`, `.value` and `.headers` as a block, as if they had been fetched."""
+    if not log:
+        return unpack(b"")
+    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1 << 30)
+    for record in log:
+        assert builder.append(record.offset - log[0].offset, record.timestamp, record.key, record.value, list(record.headers)) is not None
+    raw = bytearray(builder.build())
+    raw[:8] = log[0].offset.to_bytes(8, "big")  # not part of the checksum
+    return unpack(bytes(raw))
 
 
 def write(settings: Settings, topic: str, records: Iterable[dict[str, Any]], **config: Any) -> list[Written]:
