@@ -244,12 +244,12 @@ class Building:
         found = dict(partition.ledger.scan(prefix, after, SCAN_CONTACTS))
         last = max(found) if len(found) == SCAN_CONTACTS else None
         low = after or prefix
-        overlay = {k: v for k, (v, _) in partition.overlay.items() if k[:1] == prefix and k > low and (last is None or k <= last)}
-        found.update(overlay)
+        for decided in partition.overlay:
+            found.update((k, v) for k, v in decided.items() if k[:1] == prefix and k > low and (last is None or k <= last))
         keys = sorted(found)
         contacts = [key[1:].decode() for key in keys]
         metrics.SCAN_CONTACTS.inc(len(contacts))
-        batch = Batch(self.kept, partition.reader((), found), partition.is_here, partition.context.max_merges)
+        batch = Batch(self.kept, partition.reader(known=found), partition.is_here, partition.context.max_merges)
         changed = batch.scan(views, contacts)
         decision = batch.decide()
         cursor = None if last is None else last[1:]
@@ -328,7 +328,7 @@ class Building:
                 if pipeline is None or not await pipeline.room(behind=True):
                     return
                 found = list(partition.ledger.scan(prefix, after, SCAN_CONTACTS))
-                load = partition.reader((), dict(found))
+                load = partition.reader(known=dict(found))
                 smaller: dict[bytes, bytes | None] = {}
                 for key, _ in found:
                     record = load(key)

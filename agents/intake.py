@@ -118,8 +118,8 @@ def _telling(records: Sequence[Record], matcher: Matcher, latest_ms: int) -> Ite
         silent = np.flatnonzero(~telling)
         telling[silent] = ~screen.sound(data, starts[silent], sizes[silent], latest_ms)
         numbers = np.flatnonzero(telling)
-        for number, begin, size in zip(numbers.tolist(), starts[numbers].tolist(), sizes[numbers].tolist(), strict=True):
-            found.append((None if size < 0 else data[begin : begin + size], rows, number))
+        spans = zip(numbers.tolist(), starts[numbers].tolist(), sizes[numbers].tolist(), strict=True)
+        found += [(None if size < 0 else data[begin : begin + size], rows, number) for number, begin, size in spans]
     return found
 
 

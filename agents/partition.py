@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -70,7 +70,8 @@ class Context:
 class Partition:
     """One partition: its ledger, the views over it, and, once active, its pipeline.
 
-    `totals`: view id -> group ("" is everyone) -> cell -> count. `overlay`: key -> (value, work): decided and not yet in RocksDB.
+    `totals`: view id -> group ("" is everyone) -> cell -> count. `overlay`: records of decisions that are not in RocksDB yet, the oldest
+    first.
     """
 
     def __init__(self, number: int, context: Context) -> None:
@@ -83,8 +84,7 @@ class Partition:
         self.totals: dict[bytes, dict[str, dict[Cell, int]]] = {}
         self.positions: dict[str, int] = {}  # source -> next offset not yet in RocksDB
         self.changed: set[bytes] = set()  # views whose totals changed since they were last published
-        self.overlay: dict[bytes, tuple[bytes | None, int]] = {}
-        self._works = 0
+        self.overlay: deque[dict[bytes, bytes | None]] = deque()
         self.pipeline: Pipeline | None = None
         self._load()
 
@@ -203,16 +203,19 @@ class Partition:
     def _decide(self, taken: intake.Taken, rebuilt: bool = False) -> Decision:
         foreign: list[Message] = []
         hits = taken.hits
+        keys = {contact: records.EVIDENCE + contact.encode() for contact in hits}
         if hits:
             contacts = list(hits)
-            numbers = partitions_of([contact.encode() for contact in contacts], self.context.partitions)
+            numbers = partitions_of([key[1:] for key in keys.values()], self.context.partitions)
             for i in (numbers != self.number).nonzero()[0]:
                 contact = contacts[i]
                 foreign.append(_as_join(contact, hits.pop(contact), taken.ids))
+                del keys[contact]
         here: list[Message] = []
         for message in taken.messages:
             (here if self.is_here(message.to) else foreign).append(message)
-        batch = Batch(self.views, self.reader([*hits, *(m.to for m in here)]), self.is_here, self.context.max_merges, few=self.context.few)
+        reader = self.reader({*keys.values(), *(records.EVIDENCE + m.to.encode() for m in here)})
+        batch = Batch(self.views, reader, self.is_here, self.context.max_merges, few=self.context.few)
         if hits:
             batch.activities(hits, taken.ids)
         take = batch.gather if rebuilt else batch.deliver
@@ -222,17 +225,25 @@ class Partition:
         decision.handoffs[:0] = foreign
         return decision
 
-    def reader(self, contacts: Sequence[str], known: Mapping[bytes, bytes | None] = {}) -> Callable[[bytes], bytes | None]:
-        """A function that reads a record: from the overlay, from *known* and what is read ahead here for *contacts*, or from RocksDB."""
-        overlay, get = self.overlay, self.ledger.get
-        ahead = [key for key in {records.EVIDENCE + contact.encode() for contact in contacts} if key not in overlay]
-        read = dict(zip(ahead, self.ledger.get_many(ahead), strict=True)) if ahead else known
+    def reader(self, ahead: Set[bytes] = frozenset(), known: Mapping[bytes, bytes | None] = {}) -> Callable[[bytes], bytes | None]:
+        """A function that reads a record, until the next decision: from the overlay, *known*, or RocksDB. Those under the keys *ahead* are read at once."""
+        overlay, get = list(self.overlay)[::-1], self.ledger.get
+        read: dict[bytes, bytes | None] = {}
+        for decided in overlay:
+            found = decided.keys() & ahead
+            read.update(zip(found, map(decided.__getitem__, found), strict=True))
+            ahead = ahead - found
+        if ahead:
+            absent = list(ahead)
+            read.update(zip(absent, self.ledger.get_many(absent), strict=True))
 
         def load(key: bytes) -> bytes | None:
-            entry = overlay.get(key)
-            if entry is not None:
-                return entry[0]
-            return read[key] if key in read else get(key)
+            if key in read:
+                return read[key]
+            for decided in overlay:
+                if key in decided:
+                    return decided[key]
+            return known[key] if key in known else get(key)
 
         return load
 
@@ -251,10 +262,8 @@ class Partition:
     ) -> Work:
         """What has to be done of *decision* (and *also*, *drop*: see `Ledger.write`); from now on the overlay shows its records."""
         now_ms, n = self.context.now_ms(), self.context.partitions
-        self._works += 1
-        number, overlay = self._works, self.overlay
-        for key, value in decision.records.items():
-            overlay[key] = (value, number)
+        overlay = self.overlay
+        overlay.append(decision.records)
         # a view that is dropped meanwhile takes its totals with it: what is on its way then counts in vain
         totals = [(id_, self.totals.setdefault(id_, {}), groups) for id_, groups in decision.totals.items()]
         changes: list[OutRecord] = []
@@ -282,9 +291,8 @@ class Partition:
             if offset is not None and not self.context.changelog.frozen(self.number):
                 written.append((CHANGELOG_POSITION, str(offset).encode()))
             self.ledger.write(written, drop)
-            for key in decision.records:
-                if overlay[key][1] == number:
-                    del overlay[key]
+            assert overlay[0] is decision.records, "decisions reach RocksDB in the order in which they were made"
+            overlay.popleft()
             if position is not None:
                 self.succession.followed[position[0]] = position[1]
             self.building.settle()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from schemas.journey import Journey
 from schemas.rules import Rule
@@ -181,7 +182,7 @@ class Partitions:
                     continue
                 version = view.journey.version or 0
                 groups = {
-                    group: [[kind, stage, bucket, count] for (kind, stage, bucket), count in sorted(cells.items())]
+                    group: [(*cell, count) for cell, count in cells.items()]
                     for group, cells in partition.totals.get(view.id, {}).items()
                     if cells
                 }
@@ -190,7 +191,7 @@ class Partitions:
                     "positions": partition.positions, "generation": view.source.generation, "groups": groups,
                 }  # fmt: skip
                 key = f"{view.journey.id}/{version}/{number}".encode()
-                out.append((None, key, json.dumps(value).encode(), [], now_ms))
+                out.append((None, key, msgspec.json.encode(value), [], now_ms))
         if out:
             sent: Awaitable[Any] = await self.context.outward.send(self.context.topics["totals"], out)
             await sent

@@ -145,7 +145,7 @@ class Succession:
             found.setdefault(key[2:].decode(), {})[key[1:2]] = value
         if not found:
             return
-        batch = Batch(p.views, p.reader([*found]), p.is_here, p.context.max_merges)
+        batch = Batch(p.views, p.reader({records.EVIDENCE + contact.encode() for contact in found}), p.is_here, p.context.max_merges)
         for contact, left in found.items():
             batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
         p.add_aside(batch.decide(), also=[(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left])
@@ -161,7 +161,7 @@ class Succession:
         rules = {contact: {rule for rule, _ in hits} for contact, hits in taken.hits.items()}
         for message in taken.messages:
             rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
-        load = p.reader([*rules])
+        load = p.reader({records.EVIDENCE + contact.encode() for contact in rules})
         for contact, mine in rules.items():
             at: str | None = contact
             while at is not None and p.is_here(at):  # what concerns an alias concerns its holder, as far as that is here
@@ -186,7 +186,7 @@ class Succession:
             rules = {rule for mine in self._repeated.values() for rule in mine}
             said = perhaps_said(p.views.concerned(rules))
             here = [contact for contact in sorted(self._repeated) if p.is_here(contact)]
-            batch = Batch(p.views, p.reader(here), p.is_here, p.context.max_merges)
+            batch = Batch(p.views, p.reader({records.EVIDENCE + contact.encode() for contact in here}), p.is_here, p.context.max_merges)
             for contact in here:
                 batch.deliver(Join(contact, said=said, again=True))
             decision = batch.decide()

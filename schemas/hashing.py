@@ -2,10 +2,14 @@
 
 from hashlib import blake2b
 
+_h8 = blake2b(digest_size=8).copy
+
 
 def h8(text: str) -> bytes:
     """The hash of *text*: 8 bytes, which compare as the integer `h` does."""
-    return blake2b(text.encode(), digest_size=8).digest()
+    hashed = _h8()  # a copy takes two thirds of the time of a new one
+    hashed.update(text.encode())
+    return hashed.digest()
 
 
 def h(text: str) -> int:

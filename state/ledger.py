@@ -11,18 +11,17 @@
 from __future__ import annotations
 
 import shutil
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import rocksdict
 
-BLOCK_BYTES = 16 << 10
+BLOCK_BYTES = 4 << 10
 BLOOM_BITS = 10
-RECENT_SHIFT = 3  # an eighth of the memory keeps records at hand: people come in visits, of several activities each
+RECENT_SHIFT = 2  # a quarter of the memory keeps records at hand: people come in visits, of several activities each
 BESIDE_SHIFT = 2  # a quarter of it is what is on its way to the broker and to RocksDB, and what an allocator cannot give back
-RECENT_OVERHEAD_BYTES = 250  # of an entry: two objects and their place in a dict that keeps an order
+RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dict
 MEMTABLE_BYTES = 4 << 20  # one of the size of a processor's cache takes a write in two thirds of the time that one of 32 MiB needs
 RECORDS = b"ei"  # see the table above
 
@@ -33,9 +32,11 @@ class Memory:
     """
 
     def __init__(self, memory_mb: int) -> None:
-        self.recent_room = memory_mb << 20 >> RECENT_SHIFT
-        """Bytes left for records that were written last."""
-        total = (memory_mb << 20) - self.recent_room - (memory_mb << 20 >> BESIDE_SHIFT)
+        self.recent_bytes = memory_mb << 20 >> RECENT_SHIFT
+        """For records that were written last, of all ledgers."""
+        self.ledgers = 0
+        """How many are open."""
+        total = (memory_mb << 20) - self.recent_bytes - (memory_mb << 20 >> BESIDE_SHIFT)
         self.cache = rocksdict.Cache(total)
         self.buffer_bytes = total // 3
         # write buffers are charged to the cache, so that both together keep to the setting
@@ -59,6 +60,7 @@ class Memory:
         table.set_bloom_filter(BLOOM_BITS, False)
         table.set_block_cache(self.cache)
         table.set_block_size(BLOCK_BYTES)
+        table.set_data_block_index_type(rocksdict.DataBlockIndexType.binary_and_hash())
         table.set_cache_index_and_filter_blocks(True)
         table.set_pin_l0_filter_and_index_blocks_in_cache(True)
         options.set_block_based_table_factory(table)
@@ -73,12 +75,19 @@ class Ledger:
         path.mkdir(parents=True, exist_ok=True)
         self._db = rocksdict.Rdict(str(path), options=memory.options())
         self._memory = memory
-        self._recent: OrderedDict[bytes, bytes] = OrderedDict()  # records written last, the latest last; they are in RocksDB as well
+        memory.ledgers += 1
+        # Records written last, and those before them; they are in RocksDB as well. The former become the latter once they take half of the room.
+        self._recent: dict[bytes, bytes] = {}
+        self._before: dict[bytes, bytes] = {}
+        self._recent_bytes = 0  # an upper bound: what is written again counts again
         self.get: Any = self._db.get  # bytes -> bytes | None, or a list of keys -> a list of values
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of *keys*, in their order; None where there is none."""
         values: list[bytes | None] = list(map(self._recent.get, keys))
+        if None in values:
+            before = self._before.get
+            values = [before(key) if value is None else value for key, value in zip(keys, values, strict=True)]
         absent = [i for i, value in enumerate(values) if value is None]
         if absent:
             for i, value in zip(absent, self.get([keys[i] for i in absent]), strict=True):
@@ -93,24 +102,22 @@ class Ledger:
             if start[:1] <= RECORDS[1:] and end > RECORDS[:1]:
                 self._forget()
         put, delete = batch.put, batch.delete
-        recent, room = self._recent, self._memory.recent_room
+        recent, size = self._recent, self._recent_bytes
         for key, value in changes:
             if value is None:
                 delete(key)
+                if key[0] in RECORDS:
+                    recent.pop(key, None)
+                    self._before.pop(key, None)
             else:
                 put(key, value)
-            if key[0] in RECORDS:
-                old = recent.pop(key, None)
-                if old is not None:
-                    room += len(key) + len(old) + RECENT_OVERHEAD_BYTES
-                if value is not None:
+                if key[0] in RECORDS:
                     recent[key] = value
-                    room -= len(key) + len(value) + RECENT_OVERHEAD_BYTES
+                    size += len(key) + len(value) + RECENT_OVERHEAD_BYTES
         self._db.write(batch)
-        while room < 0 and recent:
-            key, old = recent.popitem(last=False)
-            room += len(key) + len(old) + RECENT_OVERHEAD_BYTES
-        self._memory.recent_room = room
+        self._recent_bytes = size
+        if size > self._memory.recent_bytes // (2 * self._memory.ledgers):
+            self._before, self._recent, self._recent_bytes = recent, {}, 0
 
     def scan(
         self, prefix: bytes, after: bytes | None = None, limit: int | None = None
@@ -155,12 +162,12 @@ class Ledger:
     def close(self) -> None:
         """Closes the RocksDB and releases its lock."""
         self._forget()
+        self._memory.ledgers -= 1
         del self.get
         self._db.close()
 
     def _forget(self) -> None:
-        self._memory.recent_room += sum(len(key) + len(value) + RECENT_OVERHEAD_BYTES for key, value in self._recent.items())
-        self._recent.clear()
+        self._recent, self._before, self._recent_bytes = {}, {}, 0
 
 
 def wipe(path: Path) -> None:

@@ -6,7 +6,7 @@ would stop there for good. Such a batch is read once more, slowly, with those by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aiokafka.consumer import fetcher
@@ -15,6 +15,22 @@ from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
 MAGIC_AT = _MemoryRecordsPy.MAGIC_OFFSET
+
+
+def fill(batch: Any, records: Iterable[tuple[bytes | None, bytes | None, list[Any], int]]) -> int:
+    """Appends *records* (key, value, headers, timestamp in ms) to an aiokafka batch builder until it is full; how many went in.
+
+    What `batch.append` does for each, without its work for keys and values that have to be serialized: a third of the time.
+    """
+    append, begin = batch._builder.append, batch.record_count()
+    count = begin
+    for key, value, headers, timestamp_ms in records:
+        if append(count, timestamp_ms, key, value, headers) is None:
+            batch.close()
+            break
+        count += 1
+    batch._relative_offset = count
+    return count - begin
 
 
 def install() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import aiokafka
 from aiokafka import TopicPartition
 
+from streams import batches
 from streams.seam import Fenced
 
 log = logging.getLogger(__name__)
@@ -120,14 +121,10 @@ class Changelog:
         """Hands *items* to the producer in record batches. The tenure's lock is held. Returns (future, records) of each batch in order."""
         producer, now_ms = self.app.producer._producer, int(time.time() * 1000)
         sent = []
-        start = 0
+        start, no_headers = 0, list[Any]()
         while start < len(items):
             batch = producer.create_batch()
-            end = start
-            for key, value in items[start:] if start else items:
-                if batch.append(timestamp=now_ms, key=key, value=value) is None:
-                    break
-                end += 1
+            end = start + batches.fill(batch, ((key, value, no_headers, now_ms) for key, value in (items[start:] if start else items)))
             if end == start:
                 raise ValueError(f"a changelog record of {len(items[start][1] or b'')} bytes does not fit into a batch")
             mine = items[start:end] if end - start < len(items) else items

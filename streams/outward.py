@@ -11,6 +11,7 @@ from typing import Any
 
 import aiokafka
 
+from streams import batches
 from streams.partitioner import partition_of
 from streams.transport import start_producer
 
@@ -61,14 +62,14 @@ class Outward:
             by_partition.setdefault(partition, []).append(record)
         acknowledged = []
         for partition, mine in by_partition.items():
-            batch = producer.create_batch()
-            for _, key, value, headers, timestamp_ms in mine:
-                if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
-                    acknowledged.append(await producer.send_batch(batch, topic, partition=partition))
-                    batch = producer.create_batch()
-                    if batch.append(timestamp=timestamp_ms, key=key, value=value, headers=headers) is None:
-                        raise ValueError(f"a record of {len(value or b'')} bytes does not fit into a batch of {topic}")
-            acknowledged.append(await producer.send_batch(batch, topic, partition=partition))
+            sent = 0
+            while sent < len(mine):
+                batch = producer.create_batch()
+                fitted = batches.fill(batch, (record[1:] for record in (mine[sent:] if sent else mine)))
+                if not fitted:
+                    raise ValueError(f"a record of {len(mine[sent][2] or b'')} bytes does not fit into a batch of {topic}")
+                acknowledged.append(await producer.send_batch(batch, topic, partition=partition))
+                sent += fitted
         return asyncio.ensure_future(_all(acknowledged))
 
 

@@ -25,7 +25,7 @@ def test_the_ledger_in_memory_is_a_ledger(tmp_path: Path, steps: list, room: int
     """*room*: for records that RocksDB need not be asked for."""
     wipe(tmp_path / "real")
     memory = Memory(16)
-    memory.recent_room = room
+    memory.recent_bytes = room
     real, double = Ledger(tmp_path / "real", memory), MemoryLedger(Path("/double"), Disk())
     try:
         for changes, dropped, (prefix, after, limit) in steps:
@@ -40,11 +40,11 @@ def test_the_ledger_in_memory_is_a_ledger(tmp_path: Path, steps: list, room: int
             assert real.get_many(asked) == double.get_many(asked) == [double.get(key) for key in asked]
             assert real.get(prefix) == double.get(prefix)
             assert real.get(asked) == double.get(asked)
-            assert 0 <= memory.recent_room <= room
+            assert real._recent_bytes <= room // 2
         assert prefix_end(b"a\xff") == b"b"
     finally:
         real.close()
-    assert memory.recent_room == room
+    assert memory.ledgers == 0
 
 
 def test_the_ledger_in_memory_keeps_its_content_when_it_is_opened_again(tmp_path: Path) -> None:
