@@ -79,6 +79,8 @@ class Partition:
         self.context = context
         self.path = context.data_dir / f"partition-{number}"
         self.ledger = Ledger(self.path, context.memory)
+        if self.ledger.emptied is not None:
+            log.warning("partition %d: its state was of format %r; it is read again from the changelog", number, self.ledger.emptied.decode())
         self.building = Building(self)
         self.succession = Succession(self)
         self.totals: dict[bytes, dict[str, dict[Cell, int]]] = {}
@@ -226,7 +228,7 @@ class Partition:
         return decision
 
     def reader(self, ahead: Set[bytes] = frozenset(), known: Mapping[bytes, bytes | None] = {}) -> Callable[[bytes], bytes | None]:
-        """A function that reads a record, until the next decision: from the overlay, *known*, or RocksDB. Those under the keys *ahead* are read at once."""
+        """A function that reads a record, until the next decision: from the overlay, *known*, or RocksDB. Those under *ahead* are read at once."""
         overlay, get = list(self.overlay)[::-1], self.ledger.get
         read: dict[bytes, bytes | None] = {}
         for decided in overlay:

@@ -29,9 +29,9 @@ from .catalog import JOURNEYS, RECALCULATIONS, REPORTS, Catalog
 
 log = logging.getLogger(__name__)
 
-FLUSH_HITS = 200_000  # kept together before they are written: a contact's hits go in one message
-FLUSH_SECONDS = 2.0
-MAX_BEHIND = 50_000  # messages of rebuilt evidence that workers have not joined yet
+FLUSH_HITS = 500_000  # kept together before they are written: a contact's hits go in one message
+FLUSH_SECONDS = 4.0
+MAX_BEHIND = 250_000  # messages of rebuilt evidence that workers have not joined yet
 LIVE_DELAY_SECONDS = 3.0  # workers commit once a second: a second or two is no delay
 LOOK_SECONDS = 0.5
 SLOWEST, FASTEST = 1_000.0, 2_000_000.0  # activities a second

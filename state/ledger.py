@@ -6,6 +6,7 @@
 | `x`, `t` | index and totals of views, see `views` |
 | `v` + view id | a view: its journey as JSON and its scan cursor |
 | `p` + name | positions: `changelog`, and the next offset of each source topic |
+| `#` | the format of all this; a directory of another one is emptied when it is opened, and filled again from the changelog |
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ BESIDE_SHIFT = 2  # a quarter of it is what is on its way to the broker and to R
 RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dict
 MEMTABLE_BYTES = 4 << 20  # one of the size of a processor's cache takes a write in two thirds of the time that one of 32 MiB needs
 RECORDS = b"ei"  # see the table above
+FORMAT_KEY, FORMAT = b"#", b"1"
 
 
 class Memory:
@@ -68,12 +70,21 @@ class Memory:
 
 
 class Ledger:
-    """The RocksDB in *path*, opened at once; `close` releases its lock."""
+    """The RocksDB in *path*, opened at once; `close` releases its lock. `emptied`: the format that was there and is not known, else None."""
 
     def __init__(self, path: Path, memory: Memory) -> None:
         self.path = path
+        self.emptied: bytes | None = None
         path.mkdir(parents=True, exist_ok=True)
         self._db = rocksdict.Rdict(str(path), options=memory.options())
+        found = self._db.get(FORMAT_KEY)
+        if found is not None and found != FORMAT:
+            self._db.close()
+            wipe(path)
+            path.mkdir(parents=True)
+            self._db, self.emptied = rocksdict.Rdict(str(path), options=memory.options()), found
+        if found != FORMAT:  # a new one, or one of before formats were written down, which was the first
+            self._db.put(FORMAT_KEY, FORMAT)
         self._memory = memory
         memory.ledgers += 1
         # Records written last, and those before them; they are in RocksDB as well. The former become the latter once they take half of the room.

@@ -84,25 +84,53 @@ def _texts(test: FieldTest) -> list[str]:
 
 
 def _tables(texts: Iterable[bytes]) -> tuple[int, Array, Array, Array, Array]:
-    """(length of the shortest, shift by pair of bytes, first text by last pair of its beginning, all texts in that order, where each begins)."""
-    shortest = min(map(len, texts), default=2)
-    ordered = sorted(texts, key=lambda text: text[shortest - 2 : shortest])
-    shift, first = np.full(1 << 16, shortest - 1, np.uint16), np.full(1 << 16, -1, np.int32)
-    for number in reversed(range(len(ordered))):
-        text = ordered[number]
+    """(length of the shortest, shift by pair of bytes, by last pair of their beginning which texts (from, to before), all texts in the order of that
+    pair and then their own, where each begins).
+
+    A text that begins with another is left out: where it stands, the other one stands. So at most one can stand at a place.
+    """
+    ordered: list[bytes] = []
+    for text in sorted(texts):
+        if not ordered or not text.startswith(ordered[-1]):
+            ordered.append(text)
+    shortest = min(map(len, ordered), default=2)
+    ordered.sort(key=lambda text: (text[shortest - 2 : shortest], text))
+    shift, among = np.full(1 << 16, shortest - 1, np.uint16), np.zeros((1 << 16, 2), np.int32)
+    for number, text in enumerate(ordered):
         for at in range(1, shortest):
             for one in {text[at - 1], text[at - 1 : at].upper()[0]}:
                 for other in {text[at], text[at : at + 1].upper()[0]}:
                     pair = one << 8 | other
                     shift[pair] = min(int(shift[pair]), shortest - 1 - at)
-        first[text[shortest - 2] << 8 | text[shortest - 1]] = number
+        pair = text[shortest - 2] << 8 | text[shortest - 1]
+        if among[pair, 1] == 0:
+            among[pair, 0] = number
+        among[pair, 1] = number + 1
     begins = np.cumsum([0, *map(len, ordered)], dtype=np.int64)
-    return shortest, shift, first, np.frombuffer(b"".join(ordered), np.uint8), begins
+    return shortest, shift, among, np.frombuffer(b"".join(ordered), np.uint8), begins
+
+
+@compiled
+def _stands(data: Array, at: int, end: int, lower: Array, texts: Array, begins: Array, low: int, high: int) -> bool:
+    """Whether one of the texts from *low* to before *high*, which are in order and none the beginning of another, stands at *at*."""
+    while low < high:
+        middle = (low + high) // 2
+        base, size = begins[middle], begins[middle + 1] - begins[middle]
+        same = 0
+        while same < size and at + same < end and lower[data[at + same]] == texts[base + same]:
+            same += 1
+        if same == size:
+            return True
+        if at + same == end or lower[data[at + same]] < texts[base + same]:
+            high = middle
+        else:
+            low = middle + 1
+    return False
 
 
 @compiled
 def _pass(
-    data: Array, starts: Array, sizes: Array, lower: Array, shortest: int, shift: Array, first: Array, texts: Array, begins: Array, passed: Array
+    data: Array, starts: Array, sizes: Array, lower: Array, shortest: int, shift: Array, among: Array, texts: Array, begins: Array, passed: Array
 ) -> int:
     """Writes the numbers of those that pass into *passed*; returns how many. Values must lie inside of *data*."""
     count = 0
@@ -123,22 +151,8 @@ def _pass(
             if ahead > 0:
                 at += ahead
                 continue
-            one, other = lower[data[at - 1]], lower[data[at]]
-            text = first[np.int64(one) << 8 | np.int64(other)]
-            while 0 <= text < begins.shape[0] - 1:
-                base = begins[text]
-                size = begins[text + 1] - base
-                if texts[base + shortest - 2] != one or texts[base + shortest - 1] != other:
-                    break
-                from_ = at - shortest + 1
-                if from_ + size <= end:
-                    same = 0
-                    while same < size and lower[data[from_ + same]] == texts[base + same]:
-                        same += 1
-                    if same == size:
-                        found = True
-                        break
-                text += 1
+            pair = np.int64(lower[data[at - 1]]) << 8 | np.int64(lower[data[at]])
+            found = _stands(data, at - shortest + 1, end, lower, texts, begins, among[pair, 0], among[pair, 1])
             at += 1
         if found:
             passed[count] = number

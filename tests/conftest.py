@@ -27,7 +27,7 @@ os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what com
 
 WAITING = ("broker", "soak")
 """Their tests wait most of the time, for sessions that end and workers that come back: two processes share them."""
-FIRST = ("test_kills.py", "test_recalculation.py", "test_table.py", "test_transport.py")
+FIRST = ("test_kills.py", "test_recalculation.py", "test_table.py", "test_transport.py", "test_upgrade.py")
 BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 

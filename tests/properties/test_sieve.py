@@ -124,3 +124,11 @@ def test_a_value_outside_of_its_data_is_refused() -> None:
 
 def test_small_letters_are_those_of_ascii() -> None:
     assert bytes(LOWER.tolist()) == bytes(range(256)).lower()
+
+
+@settings(max_examples=300)
+@given(st.sets(st.text("abA", min_size=2, max_size=7), min_size=1, max_size=40), st.lists(st.text("abAB", max_size=12), max_size=12))
+def test_texts_with_the_same_beginning_are_told_apart(operands: set[str], values: list[str]) -> None:
+    sieve = Sieve([Anything(page={"contains": operand}) for operand in operands])
+    naive = [n for n, value in enumerate(values) if any(operand.lower() in value.lower() for operand in operands)]
+    assert passing(sieve, [value.encode() for value in values]) == naive

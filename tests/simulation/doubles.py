@@ -94,6 +94,8 @@ class Disk:
 class MemoryLedger:
     """As `state.ledger.Ledger`; *disk* stands where the memory budget does."""
 
+    emptied = None
+
     def __init__(self, path: Path, disk: Disk) -> None:
         self.path = path
         self._data = disk.ledgers.setdefault(str(path), {})

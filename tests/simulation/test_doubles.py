@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from state.ledger import Ledger, Memory, prefix_end, wipe
+from state.ledger import FORMAT, FORMAT_KEY, Ledger, Memory, prefix_end, wipe
 
 from .doubles import Disk, MemoryLedger
 
@@ -57,3 +57,16 @@ def test_the_ledger_in_memory_keeps_its_content_when_it_is_opened_again(tmp_path
         assert list(second.scan(b"a")) == [(b"a", b"1")]
         assert second.get(b"b") is None
         second.close()
+
+
+def test_a_directory_of_another_format_is_emptied_and_one_of_before_formats_is_kept(tmp_path: Path) -> None:
+    for written, kept in ((FORMAT, True), (None, True), (b"0", False), (b"999", False)):
+        first = Ledger(tmp_path / "ledger", Memory(16))
+        first.write([(b"ea", b"1"), (FORMAT_KEY, written)])
+        first.close()
+        second = Ledger(tmp_path / "ledger", Memory(16))
+        assert second.emptied == (None if kept else written)
+        assert second.get(b"ea") == (b"1" if kept else None)
+        assert second.get(FORMAT_KEY) == FORMAT
+        second.close()
+        wipe(tmp_path / "ledger")
