@@ -220,9 +220,11 @@ class Partition:
         batch = Batch(self.views, reader, self.is_here, self.context.max_merges, few=self.context.few)
         if hits:
             batch.activities(hits, taken.ids)
-        take = batch.gather if rebuilt else batch.deliver
-        for message in here:
-            take(message)
+        if rebuilt:
+            batch.gather(here)
+        else:
+            for message in here:
+                batch.deliver(message)
         decision = batch.decide()
         decision.handoffs[:0] = foreign
         return decision

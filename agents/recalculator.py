@@ -252,8 +252,8 @@ class Recalculator:
                 total += len(block)
                 if pending >= FLUSH_HITS or time.monotonic() - flushed > FLUSH_SECONDS:
                     self._flush(one, hits, todo, read)
-                    pending, flushed = 0, time.monotonic()
                     self._wait_for_workers(one)
+                    pending, flushed = 0, time.monotonic()  # only now: flushed soon after waiting, each hit would go by itself
                 if self._delay.look():
                     self._pace.living(self._delay.seconds, total / max(0.001, time.monotonic() - began))
                 until = time.monotonic() + self._pace.wait_seconds(len(block), share)

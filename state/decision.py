@@ -24,7 +24,7 @@ from .announcement import (
     said_of,
     spoken_before,
 )
-from .evidence import Evidence, moment_ms
+from .evidence import HIT_BYTES, Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Said, Unite
 from .progress import Progress
@@ -32,6 +32,7 @@ from .totals import Cell, agreed, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
 
 MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
+MOST_GATHERED_BYTES = 64 * HIT_BYTES  # of one message; the compiled loop compares new hits with each other
 FEW = 8  # contacts of a batch for which compiled code is not worth what it takes to begin
 
 
@@ -240,13 +241,49 @@ class Batch:
             self._moved(view, contact, holder, spoken, before, after, arrived, ids[last], both)
         self._decision.records[key] = records.encode_evidence(evidence, False)
 
-    def gather(self, message: Message) -> None:
-        """A message of rebuilt evidence. As a rule no view reads its epoch yet, and of a holder without identity only the record changes."""
-        contact = message.to
-        key = records.EVIDENCE + contact.encode()
-        if isinstance(message, Join) and contact not in self._persons and key not in self._decision.records:
-            record = self._load(key)
-            if (record is None or records.is_plain(record)) and not self._views.concerned(message.hits):
+    def gather(self, messages: Sequence[Message]) -> None:
+        """Messages of rebuilt evidence. As a rule no view reads their epoch yet, and of a holder without identity only the record changes: that is
+        done by compiled code."""
+        done, load = self._decision.records, self._load
+        plain: dict[str, tuple[bytes, bytes | None, list[tuple[bytes, bytes]]]] = {}
+        rest: list[Message] = []
+        for message in messages:
+            contact = message.to
+            size = sum(map(len, message.hits.values())) if isinstance(message, Join) and not message.marked else 0
+            if not isinstance(message, Join) or not 0 < size <= MOST_GATHERED_BYTES or self._views.concerned(message.hits):
+                rest.append(message)
+                continue
+            known = plain.get(contact)
+            if known is None:
+                key = records.EVIDENCE + contact.encode()
+                record = None if key in done or contact in self._persons else load(key)
+                if key in done or contact in self._persons or not (record is None or records.is_plain(record)):
+                    rest.append(message)
+                    continue
+                known = plain[contact] = key, record, []
+            known[2].extend((rule, blob[i : i + HIT_BYTES]) for rule, blob in message.hits.items() for i in range(0, len(blob), HIT_BYTES))
+        left: set[str] = {*plain} if len(plain) < self._few or not kernel.ready() else set()
+        if plain and not left:
+            plan = self._views.plan
+            if plan is None:
+                plan = self._views.plan = kernel.Plan(self._views)
+            states, made, moves, _ = plan.join([record or b"" for _, record, _ in plain.values()], [facts for _, _, facts in plain.values()])
+            assert not moves, "nobody watches what is rebuilt"
+            for (contact, (key, _, _)), state, new in zip(plain.items(), states, made, strict=True):
+                if state == kernel.JOINED:
+                    done[key] = new
+                elif state == kernel.LEFT:
+                    left.add(contact)
+        passed = {id(message) for message in rest}
+        for message in messages:
+            if message.to in left or id(message) in passed:
+                self._gather_one(message)
+
+    def _gather_one(self, message: Message) -> None:
+        key = records.EVIDENCE + message.to.encode()
+        if isinstance(message, Join) and message.to not in self._persons and not self._views.concerned(message.hits):
+            record = self._decision.records[key] if key in self._decision.records else self._load(key)
+            if record is None or records.is_plain(record):
                 evidence = Evidence() if record is None else records.decode_evidence(record)[0]
                 if evidence.join(message.hits, message.marked):
                     self._decision.records[key] = records.encode_evidence(evidence, False)

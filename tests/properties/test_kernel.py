@@ -14,6 +14,7 @@ from state import kernel, records
 from state.decision import Batch, Decision
 from state.evidence import LIMIT_HITS, Evidence, hit
 from state.kernel import JOINED, LEFT, SAME, Plan
+from state.messages import Join, Message
 from state.progress import Projection
 from state.records import ALIAS, HAS_IDENTITY, decode_evidence, encode_alias, encode_evidence
 from state.views import Source, View, Views
@@ -77,6 +78,33 @@ def test_both_ways_decide_the_same(made: list[tuple[tuple[Stage, ...], Source]],
     known = {f"c{n}": record_of(before, kind) for n, (before, _, kind) in enumerate(people)}
     new = {f"c{n}": arrived for n, (_, arrived, _) in enumerate(people)}
     compiled, written = decided(views_of(made), known, new, 0), decided(views_of(made), known, new, 1 << 30)
+    assert compiled.records == written.records
+    assert compiled.entries == written.entries
+    assert {id_: cells(groups) for id_, groups in compiled.totals.items()} == {id_: cells(groups) for id_, groups in written.totals.items()}
+    assert sorted(map(repr, compiled.changes)) == sorted(map(repr, written.changes))
+    assert compiled.handoffs == written.handoffs
+
+
+@settings(max_examples=500)
+@given(journeys, contacts, st.lists(st.integers(0, 7), max_size=10), st.booleans())
+def test_both_ways_gather_the_same(made: list[tuple[tuple[Stage, ...], Source]], people: list[Any], again: list[int], many: bool) -> None:
+    """Rebuilt evidence: what a view reads already and what nobody reads yet, of contacts of every kind, some with more than one message."""
+    known = {records.EVIDENCE + f"c{n}".encode(): record_of(before, kind) for n, (before, _, kind) in enumerate(people)}
+    messages: list[Message] = []
+    for n in [*range(len(people)), *again]:
+        evidence = Evidence()
+        for rule, one in people[n % len(people)][1]:
+            evidence.add(rule, one)
+        if many:
+            evidence.add(UNWATCHED, b"".join(hit(at, bytes(8)) for at in range(80)))
+        marked = frozenset([UNWATCHED]) if n == 3 else frozenset[bytes]()
+        messages.append(Join(f"c{n % len(people)}", evidence.hits, marked))
+    decisions = []
+    for few in (0, 1 << 30):
+        batch = Batch(views_of(made), known.get, lambda contact: contact != "elsewhere", few=few)
+        batch.gather(messages)
+        decisions.append(batch.decide())
+    compiled, written = decisions
     assert compiled.records == written.records
     assert compiled.entries == written.entries
     assert {id_: cells(groups) for id_, groups in compiled.totals.items()} == {id_: cells(groups) for id_, groups in written.totals.items()}
