@@ -59,6 +59,7 @@ def test_a_journey_is_found_and_its_lists_are_reached_with_the_keyboard_alone(pa
     page.locator("#open-loan").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", level=1)).to_have_text("Small business loan")
+    page.wait_for_load_state()  # before its scripts have run, a number leads to a page of its own
     number = page.locator("#converted-2")
     expect(number).to_have_text("17")
     number.focus()
