@@ -164,7 +164,7 @@ async def run_worker(
 def compile_loops() -> None:
     """Makes compiled code ready. Until it is, every activity is decoded, and batches are decided in Python."""
     if worth_preparing():
-        GuardedProcess([sys.executable, "-c", "from agents import worker; worker.load_loops()"], log=Path(os.devnull)).wait()
+        GuardedProcess([sys.executable, "-P", "-c", "from agents import worker; worker.load_loops()"], log=Path(os.devnull)).wait()
     load_loops()
     let_go()
 
