@@ -113,18 +113,19 @@ def _tables(texts: Iterable[bytes]) -> tuple[int, Array, Array, Array, Array]:
 @compiled
 def _stands(data: Array, at: int, end: int, lower: Array, texts: Array, begins: Array, low: int, high: int) -> bool:
     """Whether one of the texts from *low* to before *high*, which are in order and none the beginning of another, stands at *at*."""
+    same_low, same_high = 0, 0  # how many bytes are those of the text below and of the one above; all between have as many
     while low < high:
         middle = (low + high) // 2
         base, size = begins[middle], begins[middle + 1] - begins[middle]
-        same = 0
+        same = min(same_low, same_high)
         while same < size and at + same < end and lower[data[at + same]] == texts[base + same]:
             same += 1
         if same == size:
             return True
         if at + same == end or lower[data[at + same]] < texts[base + same]:
-            high = middle
+            high, same_high = middle, same
         else:
-            low = middle + 1
+            low, same_low = middle + 1, same
     return False
 
 
