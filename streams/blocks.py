@@ -114,6 +114,10 @@ class Rows(Sequence[Record]):
     def __len__(self) -> int:
         return self._size
 
+    def size_bytes(self) -> int:
+        """Bytes that the blocks take."""
+        return sum(len(block.data) for block in self.blocks)
+
     def __iter__(self) -> Iterator[Record]:
         for block in self.blocks:
             yield from block.records()

@@ -242,6 +242,8 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             size = part._records.size_in_bytes()
             rows = unpack(part) if self.consumer._is_changelog_tp(tp) else rows_of(part)
             state.consumed_to(part.next_fetch_offset)
+            if isinstance(rows, Rows):
+                size = rows.size_bytes()  # what was compressed takes more now
             if rows:
                 fetched[tp] = Fetched(rows, size, self.seeks.get(tp, 0))
         fetcher._notify(fetcher._wait_consume_future)

@@ -88,6 +88,7 @@ def test_rows_are_the_records_that_aiokafka_reads(made: list[tuple[list[Sent], i
             expected += list(read.next_batch())
     assert records_of(rows) == records_of(expected)
     assert len(rows) == len(expected)
+    assert rows.size_bytes() >= sum(len(r.key or b"") + len(r.value or b"") for r in expected)
     assert records_of(rows[begin:end]) == records_of(expected[begin:end])
     assert records_of(rows[at] for at in range(-len(rows), len(rows))) == records_of(expected + expected)
     assert [r for alone in rows.apart() for r in records_of(alone)] == records_of(expected)
