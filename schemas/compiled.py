@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 
 F = TypeVar("F", bound=Callable[..., object])
 _loops: list[Any] = []
@@ -27,6 +28,12 @@ def compiled(loop: F) -> F:
         made = numba.njit(nogil=True)(loop)
     _loops.append(made)
     return cast(F, made)
+
+
+def check_inside(data: bytes, starts: Any, sizes: Any) -> None:
+    """Raises IndexError unless all values lie inside of *data*. *starts*, *sizes*: int64 of one length; a size of -1 is no value."""
+    if len(starts) and (int(starts.min()) < 0 or int((starts + np.maximum(sizes, 0)).max()) > len(data)):
+        raise IndexError("a value lies outside of its data")
 
 
 def worth_preparing() -> bool:

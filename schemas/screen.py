@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import inspect
 
 from .codec import WireActivity
-from .compiled import compiled
+from .compiled import check_inside, compiled
 from .times import FIRST_MS, LAST_MS
 from .wire import MAX_BYTES
 
@@ -35,8 +35,7 @@ def sound(data: bytes, starts: Array, sizes: Array, latest_ms: int) -> Array:
     *starts*, *sizes*: int64 of one length, bytes of a record's value in *data*; a size of -1 is a record without value. Raises IndexError for a value
     that is not inside.
     """
-    if len(starts) and (int(starts.min()) < 0 or int((starts + np.maximum(sizes, 0)).max()) > len(data)):
-        raise IndexError("a value lies outside of its data")
+    check_inside(data, starts, sizes)
     found = np.empty(len(starts), np.bool_)
     latest_ms = min(latest_ms, LAST_MS)
     _screen(np.frombuffer(data, np.uint8), starts, sizes, latest_ms, *_FIELDS, _REQUIRED, BARE, BLANK, MONTHS, found)
@@ -72,6 +71,14 @@ def _blank(data: Array, at: int, end: int, blank: Array) -> int:
     while at < end and blank[data[at]]:
         at += 1
     return at
+
+
+@compiled
+def _text_end(data: Array, at: int, end: int, bare: Array) -> int:
+    """Where the quote is that ends a plain text which begins at *at*; -1 when the text is not plain."""
+    while at < end and bare[data[at]]:
+        at += 1
+    return at if at < end and data[at] == QUOTE else -1
 
 
 @compiled
@@ -174,9 +181,8 @@ def _plain(
             return False
         at += 1
         begin = at
-        while at < end and bare[data[at]]:
-            at += 1
-        if at >= end or data[at] != QUOTE:
+        at = _text_end(data, begin, end, bare)
+        if at < 0:
             return False
         field = _field(data, begin, at, names, name_at)
         kind, least, most, nullable = UNREAD, 0, MAX_BYTES, 1
@@ -196,9 +202,8 @@ def _plain(
         if data[at] == QUOTE:
             at += 1
             begin = at
-            while at < end and bare[data[at]]:
-                at += 1
-            if at >= end or data[at] != QUOTE:
+            at = _text_end(data, begin, end, bare)
+            if at < 0:
                 return False
             if kind == MOMENT:
                 us = _moment_us(data, begin, at, months)

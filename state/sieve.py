@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.compiled import compiled
+from schemas.compiled import check_inside, compiled
 from schemas.rules import FieldTest, Rule
 from schemas.text import OPERATORS
 
@@ -44,8 +44,7 @@ class Sieve:
         *starts*, *sizes*: int64 of one length, bytes of a record's value in *data*; a size of -1 is a record without value, which never passes.
         Raises IndexError for a value that is not inside.
         """
-        if len(starts) and (int(starts.min()) < 0 or int((starts + np.maximum(sizes, 0)).max()) > len(data)):
-            raise IndexError("a value lies outside of its data")
+        check_inside(data, starts, sizes)
         if self.texts is None:
             return np.flatnonzero(sizes >= 0)
         passed = np.empty(len(starts), np.int64)
