@@ -285,6 +285,7 @@ class Building:
             return
         self._drop(self._unread())
         self._sweep()
+        self._partition.succession.forget()
         repeated = self._partition.succession.repeated()
         ready = [
             (view, others)

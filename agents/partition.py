@@ -89,6 +89,7 @@ class Partition:
         self.overlay: deque[dict[bytes, bytes | None]] = deque()
         self.pipeline: Pipeline | None = None
         self._load()
+        self.succession.resume()
 
     @property
     def views(self) -> Views:
@@ -118,12 +119,9 @@ class Partition:
         value = self.ledger.get(CHANGELOG_POSITION)
         return None if value is None else int(value)
 
-    def recover(self, changes: Sequence[Any], last_offset: int) -> list[bytes]:
-        """Joins changelog records into RocksDB, views following silently (design, section 5).
-
-        Returns the keys whose state is now more than their last record says: a stale writer was last, the owner has to say it again.
-        """
-        return self.succession.recover(changes, last_offset)
+    def recover(self, changes: Sequence[Any], last_offset: int) -> None:
+        """Joins changelog records into RocksDB, views following silently (design, section 5)."""
+        self.succession.recover(changes, last_offset)
 
     def activate(self, ends: Mapping[str, int]) -> None:
         """Recovery is over and this worker owns the partition. *ends*: source -> where its log ends now."""
@@ -313,11 +311,15 @@ class Partition:
         return Work(changes, rejected or [], handed, logged, commit, done)
 
     def add_aside(
-        self, decision: Decision, also: Sequence[tuple[bytes, bytes | None]] = (), drop: Sequence[tuple[bytes, bytes]] = ()
+        self,
+        decision: Decision,
+        also: Sequence[tuple[bytes, bytes | None]] = (),
+        drop: Sequence[tuple[bytes, bytes]] = (),
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         """Puts a decision on its way that belongs to no chunk, is rare, and must not wait for room."""
         assert self.pipeline is not None, f"partition {self.number} decides only while active"
-        work = self.work(decision, also=also, drop=drop)
+        work = self.work(decision, also=also, drop=drop, done=done)
         work.took_room = False
         self.pipeline.add(work)
 

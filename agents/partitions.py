@@ -48,8 +48,8 @@ class Partitions:
     def changelog_offset(self, partition: int) -> int | None:
         return self._open[partition].changelog_offset()
 
-    def recover(self, partition: int, records: Sequence[Any], last_offset: int) -> list[bytes]:
-        return self._open[partition].recover(records, last_offset)
+    def recover(self, partition: int, records: Sequence[Any], last_offset: int) -> None:
+        self._open[partition].recover(records, last_offset)
 
     def wipe(self, partition: int) -> None:
         """Empties *partition*, which is not active: everything is to come from the changelog again."""
@@ -63,13 +63,17 @@ class Partitions:
     async def activate(self, partition: int) -> None:
         """Recovery is done and this worker owns *partition*."""
         await self.catalog.caught_up()
-        topics = self.context.topics
-        ends = await self.catalog.ends([topics[source] for source in SOURCES], partition)
+        ends = await self._ends(partition)
         found = self._open.get(partition)
         if found is not None and not found.active:
-            found.activate({source: ends[topics[source]] for source in SOURCES})
+            found.activate(ends)
             self.match()
             self._count()
+
+    async def _ends(self, partition: int) -> dict[str, int]:
+        topics = self.context.topics
+        ends = await self.catalog.ends([topics[source] for source in SOURCES], partition)
+        return {source: ends[topics[source]] for source in SOURCES}
 
     async def close(self, partition: int) -> None:
         """Ends *partition* here; what is on its way is dropped and comes again where it goes."""
@@ -126,6 +130,13 @@ class Partitions:
             done()
 
         return timed
+
+    async def keep_foreign(self, partition: int, items: Sequence[tuple[bytes, bytes | None]]) -> None:
+        """What somebody else wrote to the changelog of *partition*, which this worker has (see `Succession.keep`)."""
+        ends = await self._ends(partition)
+        found = self._open.get(partition)
+        if found is not None and found.active:
+            found.succession.keep(items, ends)
 
     def changelog_values(self, partition: int, keys: Sequence[bytes]) -> list[tuple[bytes, bytes | None]]:
         """What the changelog was last told of *keys*, for it to hear again."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from state import records
 from state.announcement import perhaps_said
 from state.decision import Batch, Decision
@@ -20,7 +22,7 @@ from .building import VIEW
 if TYPE_CHECKING:
     from .partition import Partition
 
-POSITION, REPEATED, LEFT = b"p", b"r", b"h"
+POSITION, REPEATED, LEFT, FOREIGN = b"p", b"r", b"h", b"f"
 CHANGELOG_POSITION = POSITION + b"changelog"
 
 
@@ -28,12 +30,14 @@ class Succession:
     """Of one partition. Offsets are the next ones, by source.
 
     `logged`: the last position sent to the changelog; `followed`: what is in RocksDB, since this owner is one; `decided`: before it, something may
-    have had an effect.
+    have had an effect. `stale`: keys of which the changelog's last record is less than what is known here; an owner says them again.
     """
 
     def __init__(self, partition: Partition) -> None:
         self._partition = partition
-        self._stale = False
+        self.stale: set[bytes] = set()
+        self._foreign: set[bytes] = set()  # keys of which RocksDB keeps what somebody else wrote
+        self._foreign_to: dict[str, int] = {}  # once so much is followed, that is known otherwise
         self._repeat_to: dict[str, int] = {}
         self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
         self.beginning = False  # the changelog is yet to be told that batches are taken
@@ -50,9 +54,8 @@ class Succession:
 
     # ------------------------------------------------------------------ recovery
 
-    def recover(self, changes: Sequence[Any], last_offset: int) -> list[bytes]:
+    def recover(self, changes: Sequence[Any], last_offset: int) -> None:
         """See `Partition.recover`."""
-        p = self._partition
         values: dict[bytes, list[bytes | None]] = {}
         for record in changes:
             key = record.key
@@ -62,9 +65,40 @@ class Succession:
                 values[key] = [record.value]
         told = self._of_our_own(values)
         last = {key: found[-1] for key, found in values.items()}
-        for (_, found), old in zip(values.items(), p.ledger.get_many([*values]), strict=True):
+        for (_, found), old in zip(values.items(), self._partition.ledger.get_many([*values]), strict=True):
             if old is not None:
                 found.insert(0, old)
+        written = self._join(values)
+        metrics.RECOVERED_RECORDS.inc(len(changes))
+        for key, value in written.items():
+            if key[:1] == LEFT:
+                continue
+            if value != last.get(key):
+                self.stale.add(key)
+            elif key in self.stale:  # its owner has said it again
+                self.stale.discard(key)
+                if key in self._foreign:
+                    self._foreign.discard(key)
+                    told.append((FOREIGN + key, None))
+        # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
+        position = [] if self.stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
+        self._partition.ledger.write([*written.items(), *self._restore_views(written), *told, *position])
+
+    def resume(self) -> None:
+        """Joins what somebody else wrote while this worker was the owner, as whoever reads the changelog does (see `keep`)."""
+        ledger = self._partition.ledger
+        found = {key[1:]: msgspec.msgpack.decode(value, type=list[bytes | None]) for key, value in ledger.scan(FOREIGN)}
+        if found:
+            self._foreign, self.stale = {*found}, {*found}
+            for (_, values), mine in zip(found.items(), ledger.get_many([*found]), strict=True):
+                if mine is not None:  # it was written behind
+                    values.append(mine)
+            written = self._join(found)
+            ledger.write([*written.items(), *self._restore_views(written)])
+
+    def _join(self, values: Mapping[bytes, list[bytes | None]]) -> dict[bytes, bytes | None]:
+        """What RocksDB is to hold of *values*, all that is known of each key in the order of the log."""
+        p = self._partition
         joined: dict[bytes, bytes | None] = {}
         left: dict[bytes, bytes] = {}
         for key, found in values.items():
@@ -78,14 +112,7 @@ class Succession:
                 if kept is not None:
                     left[LEFT + identity] = records.join(identity, left.get(LEFT + identity) or p.ledger.get(LEFT + identity), kept) or kept
                     joined[identity] = None
-        metrics.RECOVERED_RECORDS.inc(len(changes))
-        stale = [key for key in joined if joined[key] != last.get(key)]
-        self._stale = self._stale or bool(stale)
-        # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
-        position = [] if self._stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
-        views = self._restore_views(joined) if p.views.all else []
-        p.ledger.write([*joined.items(), *views, *told, *left.items(), *position])
-        return stale
+        return {**joined, **left}
 
     def _of_our_own(self, values: dict[bytes, list[bytes | None]]) -> list[tuple[bytes, bytes | None]]:
         """Takes what is not about a contact out of *values*; what becomes of it in RocksDB."""
@@ -100,11 +127,13 @@ class Succession:
         told += [(key, values.pop(key)[-1]) for key in own[REPEATED]]
         return [entry for entry in told if entry is not None]
 
-    def _restore_views(self, joined: dict[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
+    def _restore_views(self, joined: Mapping[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
         """What index and totals become with the records *joined*, which are not in RocksDB yet."""
         p = self._partition
+        if not p.views.all:
+            return []
         contacts: dict[str, tuple[bytes | None, bytes | None]] = {}
-        for contact in {key[1:] for key in joined}:
+        for contact in {key[1:] for key in joined if key[:1] != LEFT}:
             both = (records.EVIDENCE + contact, records.IDENTITY + contact)
             evidence, identity = (joined[k] if k in joined else p.ledger.get(k) for k in both)
             contacts[contact.decode()] = (evidence, identity)
@@ -123,7 +152,6 @@ class Succession:
         They come again, perhaps in another order; then the truth is announced of every contact that they touch (`repeated`).
         """
         positions = self._partition.positions
-        self._stale = False  # from here the changelog says so, by `frozen`
         self.followed, self.logged = {}, dict(positions)
         self._repeat_to = {source: min(positions.get(source, 0) + most, end) for source, end in ends.items()}
         self.beginning = not positions
@@ -132,14 +160,20 @@ class Succession:
         self.decided = dict(self._repeat_to)  # at most, by the owner before
 
     def hand_on(self, sources: Iterable[str]) -> None:
-        """What goes out first: that batches are taken, where the changelog does not know it yet, and what recovery found behind aliases.
+        """What goes out first: that batches are taken, where the changelog does not know it yet; what the changelog's last record says less of; and
+        what recovery found behind aliases.
 
-        Where a stale writer made a contact an alias, its owner may have known more of it by then.
+        A fact that comes again is without effect where a stale writer's record told of it already, and is done with: so the record must not be one
+        that compaction takes. Where a stale writer made a contact an alias, its owner may have known more of it by then.
         """
         p = self._partition
         if self.beginning:
             marks: dict[bytes, bytes | None] = {POSITION + source.encode(): b"0" for source in sources}
             p.add_aside(Decision(marks, [], [], [], {}, {}))
+        if self.stale:
+            again = sorted(((key, p.ledger.get(key)) for key in self.stale), key=_place)
+            kept, self._foreign = self._foreign, set()
+            p.add_aside(Decision(dict(again), [], [], [], {}, {}), also=[(FOREIGN + key, None) for key in kept], done=self.stale.clear)
         found: dict[str, dict[bytes, bytes]] = {}
         for key, value in p.ledger.scan(LEFT):
             found.setdefault(key[2:].decode(), {})[key[1:2]] = value
@@ -149,6 +183,32 @@ class Succession:
         for contact, left in found.items():
             batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
         p.add_aside(batch.decide(), also=[(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left])
+
+    def keep(self, foreign: Iterable[tuple[bytes, bytes | None]], ends: Mapping[str, int]) -> None:
+        """Keeps what somebody else wrote to the changelog while this worker was the owner; *ends*: where the log of each source ends now.
+
+        Whoever reads the changelog joins it, and what they write then goes without saying it all again. So this worker joins it too, where it begins
+        again (`resume`) before it has followed all facts that can be behind it. Not earlier: what follows from facts is announced as they come.
+        """
+        values: dict[bytes, list[bytes | None]] = {}
+        for key, value in foreign:
+            if key[:1] in (records.EVIDENCE, records.IDENTITY):
+                values.setdefault(key, []).append(value)
+        ledger = self._partition.ledger
+        written: list[tuple[bytes, bytes | None]] = []
+        for key, found in values.items():
+            before = ledger.get(FOREIGN + key)
+            known = [] if before is None else msgspec.msgpack.decode(before, type=list[bytes | None])
+            written.append((FOREIGN + key, msgspec.msgpack.encode([*known, *found])))
+        ledger.write(written)
+        self._foreign |= values.keys()
+        self._foreign_to = dict(ends)
+
+    def forget(self) -> None:
+        """Lets go of what `keep` keeps, once everything is followed that can be behind it."""
+        if self._foreign_to and all(self._reflected(source) >= to for source, to in self._foreign_to.items()):
+            self._partition.ledger.write([(FOREIGN + key, None) for key in self._foreign])
+            self._foreign, self._foreign_to = set(), {}
 
     def note(self, source: str, first_offset: int, taken: intake.Taken) -> dict[bytes, bytes | None]:
         """Keeps, of what comes again, which contacts it touches, and of which rules something may have been said: contact -> rule keys.
@@ -206,3 +266,11 @@ class Succession:
     def _done(self, source: str) -> int:
         context = self._partition.context
         return context.reflected(context.topics[source], self._partition.number) or 0
+
+
+def _place(entry: tuple[bytes, bytes | None]) -> int:
+    """Where an entry stands among others, the changelog may end behind each: see `Batch.decide`."""
+    key, value = entry
+    if key[:1] == records.IDENTITY:
+        return 3 if value is None else 0
+    return 1 if value is None or records.pointer_of(value) is None else 2

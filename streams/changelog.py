@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +36,6 @@ class _Tenure:
     """Batches sent and not acknowledged, oldest first."""
     holes: list[tuple[int, int]] = field(default_factory=list)
     """Ranges of offsets that somebody else wrote."""
-    stale: set[bytes] = field(default_factory=set)
-    """Keys whose last record in the log may not be the newest."""
     rewritten: set[bytes] = field(default_factory=set)
     """Keys that were sent after the newest hole: their last record is ours."""
     healer: asyncio.Task[None] | None = None
@@ -160,13 +157,6 @@ class Changelog:
             tenure.rewritten = {key for items in (mine, *tenure.pending) for key, _ in items}
             self._start_healing(tenure)
 
-    def heal(self, partition: int, keys: Iterable[bytes]) -> None:
-        """Sends the present values of *keys* again: recovery found an older value behind a newer one."""
-        tenure, stale = self._tenures.get(partition), set(keys)
-        if tenure is not None and stale:
-            tenure.stale |= stale
-            self._start_healing(tenure)
-
     def _start_healing(self, tenure: _Tenure) -> None:
         if tenure.healer is None:
             tenure.healer = asyncio.ensure_future(self._heal(tenure))
@@ -182,33 +172,33 @@ class Changelog:
 
         But perhaps this worker is the one who should not write: then its heartbeat fails within an interval. So it waits for two and looks.
         """
-        while tenure.holes or tenure.stale:
+        while tenure.holes:
             await asyncio.sleep(2 * self.app.conf.broker_heartbeat_interval)
             await self._owned(tenure.partition)
             holes, tenure.holes = tenure.holes, []
-            foreign = set().union(*[await self._keys(tenure.partition, low, high) for low, high in holes])
+            foreign = [item for low, high in holes for item in await self._read(tenure.partition, low, high)]
+            await self.app.partitions.keep_foreign(tenure.partition, foreign)
             async with tenure.lock:
                 self._check(tenure)
-                keys = (foreign | tenure.stale) - tenure.rewritten
-                tenure.stale = set()
+                keys = {key for key, _ in foreign} - tenure.rewritten
                 sent = await self._send(tenure, self.app.partitions.changelog_values(tenure.partition, sorted(keys)))
             await self._settle(tenure, sent)
             log.warning("%s-%d: %d keys written again", self.topic, tenure.partition, len(keys))
         tenure.healer = None
         tenure.rewritten = set()
 
-    async def _keys(self, partition: int, low: int, high: int) -> set[bytes]:
-        """The keys of offsets *low* to *high* - 1, read by a consumer of its own."""
+    async def _read(self, partition: int, low: int, high: int) -> Items:
+        """Key and value of offsets *low* to *high* - 1, read by a consumer of its own."""
         options = {**self.app.kafka_options, "max_partition_fetch_bytes": 17 << 20, "isolation_level": "read_uncommitted"}
         reader = aiokafka.AIOKafkaConsumer(**options, enable_auto_commit=False, auto_offset_reset="earliest")
-        tp, keys = TopicPartition(self.topic, partition), set()
+        tp, items = TopicPartition(self.topic, partition), Items()
         await reader.start()
         try:
             reader.assign([tp])
             reader.seek(tp, low)
             while await reader.position(tp) < high:
                 for records in (await reader.getmany(timeout_ms=500)).values():
-                    keys.update(record.key for record in records if record.offset < high and record.key is not None)
+                    items += [(record.key, record.value) for record in records if record.offset < high and record.key is not None]
         finally:
             await reader.stop()
-        return keys
+        return items

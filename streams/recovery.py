@@ -42,7 +42,6 @@ class Recovery(stock.Recovery):
         """Owned changelog partitions that are recovered, and up to where."""
         self._waiting: dict[TP, list[Any]] = {}
         """Records read and not yet joined; dropped when the assignment is over, since they are read again."""
-        self._stale: dict[int, set[bytes]] = {}
         self._caught_up = asyncio.Event()
         self._serial = -1
         self._step: asyncio.Future[Any] | None = None
@@ -89,7 +88,6 @@ class Recovery(stock.Recovery):
         await self._unless_over(consumer.seek_wait(starts))
         self._waiting.clear()
         self._targets, self._read = {tp: ends[tp] for tp in active}, {}
-        self._stale = {tp.partition: set() for tp in active}
         self._caught_up.clear()
         before = self.recovered_records
         consumer.resume_partitions(active)
@@ -103,7 +101,6 @@ class Recovery(stock.Recovery):
         for tp in sorted(active):
             app.changelog.begin(tp.partition, generation, self._read[tp])
             await self._unless_over(app.partitions.activate(tp.partition))
-            app.changelog.heal(tp.partition, self._stale.pop(tp.partition))
         await self._unless_over(consumer.perform_seek())
         await self._unless_over(app.on_rebalance_complete.send())
         self._set_recovery_ended()
@@ -163,9 +160,7 @@ class Recovery(stock.Recovery):
         records = self._waiting.pop(tp, None)
         if not records or tp.partition not in self.opened:
             return
-        stale = self.app.partitions.recover(tp.partition, records, records[-1].offset)
-        if stale and tp.partition in self._stale:
-            self._stale[tp.partition].update(stale)
+        self.app.partitions.recover(tp.partition, records, records[-1].offset)
         self.recovered_records += len(records)
 
     def on_positions(self) -> None:

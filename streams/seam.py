@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from streams.blocks import Records
@@ -21,11 +21,11 @@ class Partitions(Protocol):
     def changelog_offset(self, partition: int) -> int | None:
         """The last changelog offset whose effect is durably in the RocksDB, None for nothing."""
 
-    def recover(self, partition: int, records: list[Any], last_offset: int) -> Iterable[bytes] | None:
+    def recover(self, partition: int, records: list[Any], last_offset: int) -> None:
         """Joins changelog records (.offset .key .value; None is a tombstone) into the RocksDB, in one WriteBatch with *last_offset*.
 
-        May return the keys whose state is now greater than the last record of theirs in *records*: a stale value was written after a newer one.
-        The owner sends those again, since compaction keeps the last value.
+        Where a key's state is now greater than the last record of its own in *records*, a stale value was written after a newer one. As soon as it
+        is activated, the partition has to send it again, since compaction keeps the last value.
         """
 
     def wipe(self, partition: int) -> None:
@@ -41,6 +41,10 @@ class Partitions(Protocol):
     async def submit(self, partition: int, topic: str, records: Records, done: Callable[[], None]) -> None:
         """Takes one chunk of one source partition, in order. Waits while the pipeline is full.
         Calls *done* exactly once, when everything that follows from the chunk is durable. May raise `Fenced`."""
+
+    async def keep_foreign(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> None:
+        """Somebody else wrote *items* to the changelog of *partition*, which is active. Others who read the changelog join them; so must whoever
+        opens this RocksDB again, since its position will lie behind them."""
 
     def changelog_values(self, partition: int, keys: list[bytes]) -> list[tuple[bytes, bytes | None]]:
         """The values of *keys* as of the last acknowledged `Changelog.send`: never one that was not sent yet, since stage changes go first (design,

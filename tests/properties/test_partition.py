@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from agents import questions
+from agents.succession import FOREIGN
 from schemas.journey import parse_journey
 from schemas.times import parse_ms
 from state import oracle, records
-from state.identity import place
+from state.evidence import Evidence
+from state.identity import Identity, Profile, place
 from tests.support.loopback import TOPICS, Loopback
 
 T0_MS = 1_767_323_045_000
@@ -164,6 +166,72 @@ async def test_what_only_a_stale_writer_knew_is_told_to_be_gone(tmp_path: Path) 
     assert records.pointer_of(said[keys[1]]) == holder
     assert said[keys[2]] is None
     assert said[keys[3]] is None
+    await loop.close()
+
+
+async def test_what_a_stale_writer_wrote_is_known_to_an_owner_that_begins_again(tmp_path: Path) -> None:
+    """Another reader of the changelog has joined it, and writes from then on what goes without it: an owner that does not know it would read
+    evidence that says that there is an identity, and find none; and a fact that was without effect there would be lost here."""
+    contact = CONTACTS[0]
+    known = Identity(contact)
+    known.join(profiles={contact: Profile(T0_MS, "{}", ("red",))})
+    foreign: list[tuple[bytes, bytes | None]] = [
+        (records.IDENTITY + contact.encode(), records.encode_identity(known)),
+        (records.EVIDENCE + contact.encode(), records.encode_evidence(Evidence(), True)),
+    ]
+
+    async def start_over(follow: bool) -> Loopback:
+        loop = Loopback(tmp_path / str(follow), partitions=1)
+        loop.open()
+        loop.apply(JOURNEYS[0])
+        loop.send("activities", {"id": "a", "contact_id": contact, "type": "pagevisit", "at": T0_MS, "page": "/a"}, contact)
+        await loop.settle()
+        partition = loop.partitions[0]
+        for key, value in foreign:
+            loop.changelog.append("changelog", 0, key, value)
+        partition.succession.keep(foreign, {"activities": 2})
+        for key, value in partition.values([key for key, _ in foreign]):
+            loop.changelog.append("changelog", 0, key, value)
+        assert questions.contact(partition, contact)["groups"] == []
+        if follow:  # everything comes that was there when it was found: the identity would have come with it
+            loop.send("activities", {"id": "b", "contact_id": contact, "type": "pagevisit", "at": T0_MS, "page": "/b"}, contact)
+            await loop.settle()
+        await loop.partitions.pop(0).close()
+        loop.recover(0)
+        await loop.settle()
+        return loop
+
+    loop = await start_over(follow=False)
+    assert questions.contact(loop.partitions[0], contact)["groups"] == ["red"]
+    assert loop.counts("straight", "red") == [1, 0, 0]
+    said = {record.key: record.value for record in loop.changelog.log("changelog", 0)}
+    assert said[foreign[0][0]] == foreign[0][1]
+    assert not [*loop.partitions[0].ledger.scan(FOREIGN)]
+    await loop.close()
+    loop = await start_over(follow=True)
+    assert questions.contact(loop.partitions[0], contact)["groups"] == []
+    assert not [*loop.partitions[0].ledger.scan(FOREIGN)]
+    await loop.close()
+
+
+async def test_what_a_stale_writer_was_last_to_say_is_said_again_before_anything_else(tmp_path: Path) -> None:
+    contact = CONTACTS[0]
+    loop = Loopback(tmp_path, partitions=1)
+    loop.open()
+    loop.apply(JOURNEYS[0])
+    loop.send("activities", {"id": "a", "contact_id": contact, "type": "pagevisit", "at": T0_MS, "page": "/a"}, contact)
+    await loop.settle()
+    key = records.EVIDENCE + contact.encode()
+    right = loop.partitions[0].ledger.get(key)
+    loop.changelog.append("changelog", 0, key, records.encode_evidence(Evidence(), False))
+    end = len(loop.changelog.log("changelog", 0))
+    await loop.partitions.pop(0).close()
+    loop.recover(0)
+    loop.send("activities", {"id": "b", "contact_id": CONTACTS[1], "type": "pagevisit", "at": T0_MS, "page": "/a"}, CONTACTS[1])
+    await loop.settle()
+    said = loop.changelog.log("changelog", 0)[end:]
+    assert (said[0].key, said[0].value) == (key, right)
+    assert loop.partitions[0].changelog_offset() == said[-1].offset
     await loop.close()
 
 

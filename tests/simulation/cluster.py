@@ -130,7 +130,7 @@ class Cluster:
         self.acked: dict[tuple[str, int], int] = dict.fromkeys(self.logs, 0)
         self.changelogs: list[list[Record]] = [[] for _ in range(plan.partitions)]
         self.changelog_ends = [0] * plan.partitions
-        self.foreign: list[set[bytes]] = [set() for _ in range(plan.partitions)]  # written by a zombie, not healed
+        self.foreign: list[list[tuple[bytes, bytes | None]]] = [[] for _ in range(plan.partitions)]  # written by a zombie, not healed
         self.clean_to = [0] * plan.partitions  # compaction has not passed the first record of a zombie that is not healed
         self.zombies: list[Pending] = []
         self.changes: list[tuple[bytes, bytes]] = []
@@ -203,7 +203,9 @@ class Cluster:
     def compact(self, partition: int, to: int | None = None) -> None:
         """Keeps the last record of each key before offset *to*. Never passes what a zombie wrote and the owner has not answered."""
         log, end = self.changelogs[partition], self.changelog_ends[partition]
-        stop = self.clean_to[partition] if self.foreign[partition] else end
+        owner = self.owner[partition].open.get(partition)
+        answered = not self.foreign[partition] and (owner is None or not owner.succession.stale)
+        stop = end if answered else self.clean_to[partition]
         to = stop if to is None else min(to, stop)
         last = {record.key: record.offset for record in log if record.offset < to}
         self.changelogs[partition] = [r for r in log if r.offset >= to or last[r.key] == r.offset]
@@ -222,7 +224,8 @@ class Cluster:
         part = worker.open.get(p)
         if part is None:
             part = worker.open[p] = Partition(p, worker.context)
-        self.foreign[p] = self.follow(part, None)  # what it finds is all that a new owner knows
+        self.follow(part, None)
+        self.foreign[p].clear()  # what it finds is all that a new owner knows, and says again by itself
         self.clean_to[p] = 0
         while worker.catalog_version < len(self.recalculating.control) - 1:
             self.learn(worker)  # a worker reads the journeys topic to its end before it takes over
@@ -239,17 +242,15 @@ class Cluster:
     async def _activate(self, part: Partition) -> None:
         part.activate({source: len(self.logs[source, part.number]) for source in SOURCES})
 
-    def follow(self, part: Partition, most: int | None) -> set[bytes]:
-        """Recovers up to *most* changelog records, in chunks of random size; the keys to say again."""
+    def follow(self, part: Partition, most: int | None) -> None:
+        """Recovers up to *most* changelog records, in chunks of random size."""
         have = part.changelog_offset()
         left = [r for r in self.changelogs[part.number] if have is None or r.offset > have]
         left = left if most is None else left[:most]
-        stale: set[bytes] = set()
         while left:
             n = self.rng.randint(1, len(left))
             chunk, left = left[:n], left[n:]
-            stale |= set(part.recover(chunk, chunk[-1].offset))
-        return stale
+            part.recover(chunk, chunk[-1].offset)
 
     def drop(self, worker: Worker, p: int) -> None:
         part = worker.open.pop(p)
@@ -299,13 +300,14 @@ class Cluster:
             if not self.foreign[p]:
                 self.clean_to[p] = self.changelog_ends[p]
             self.append("changelog", p, records)
-            self.foreign[p] |= {key for key, _ in records}
+            self.foreign[p] += records
             self.say(f"a zombie writes {[key for key, _ in records]} to changelog {p}")
 
     def heal(self, p: int) -> None:
         """The owner sees foreign records and says its own again."""
-        keys = sorted(self.foreign[p])
-        self.append("changelog", p, self.owner[p].open[p].values(keys))
+        part, keys = self.owner[p].open[p], sorted({key for key, _ in self.foreign[p]})
+        part.succession.keep(self.foreign[p], {source: len(self.logs[source, p]) for source in SOURCES})
+        self.append("changelog", p, part.values(keys))
         self.foreign[p].clear()
         self.say(f"changelog {p} healed: {keys}")
 

@@ -44,6 +44,7 @@ class Counting:
         self.stores: dict[int, rocksdict.Rdict] = {}
         self.overlay: dict[int, dict[bytes, bytes]] = {}
         self.active: set[int] = set()
+        self.stale: dict[int, set[bytes]] = {}
         self.tasks: dict[int, set[asyncio.Task[None]]] = {}
         self.last: dict[int, asyncio.Task[None] | None] = {}
         self.seen = 0
@@ -52,12 +53,13 @@ class Counting:
     def open(self, partition: int) -> None:
         self.stores[partition] = rocksdict.Rdict(str(self.data_dir / str(partition)), options=rocksdict.Options(raw_mode=True))
         self.overlay[partition], self.tasks[partition], self.last[partition] = {}, set(), None
+        self.stale[partition] = set()
 
     def changelog_offset(self, partition: int) -> int | None:
         value = self.stores[partition].get(POSITION)
         return None if value is None else int(value)
 
-    def recover(self, partition: int, records: list[Any], last_offset: int) -> Iterable[bytes]:
+    def recover(self, partition: int, records: list[Any], last_offset: int) -> None:
         store = self.stores[partition]
         joined: dict[bytes, bytes | None] = {}
         for record in records:
@@ -65,7 +67,7 @@ class Counting:
             joined[record.key] = join(old, record.value)
         self._write(partition, joined.items(), last_offset)
         last = {record.key: record.value for record in records}
-        return [key for key, value in joined.items() if value != last[key]]
+        self.stale[partition] |= {key for key, value in joined.items() if value != last[key]}
 
     def wipe(self, partition: int) -> None:
         self.stores.pop(partition).close()
@@ -75,6 +77,8 @@ class Counting:
 
     async def activate(self, partition: int) -> None:
         self.active.add(partition)
+        stale, self.stale[partition] = self.stale[partition], set()
+        await self.app.changelog.send(partition, self.changelog_values(partition, sorted(stale)))
 
     async def close(self, partition: int) -> None:
         self.active.discard(partition)
@@ -135,6 +139,9 @@ class Counting:
         if offset is not None:
             batch.put(POSITION, str(offset).encode())
         self.stores[partition].write(batch)
+
+    async def keep_foreign(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> None:
+        """What others wrote is older than what the owner has."""
 
     def changelog_values(self, partition: int, keys: list[bytes]) -> list[tuple[bytes, bytes | None]]:
         return [(key, self.stores[partition].get(key)) for key in keys]
