@@ -54,6 +54,7 @@ def warm() -> None:
     global _warm
     one = np.zeros(1, np.int64)
     screen.sound(b"{}", one, one + 2, 0)
+    screen.read(b"{}", one, one + 2, 0, one)
     Sieve([PerformedActivity(activity="warm")]).passing(b"{}", one, one + 2)
     _warm = True
 
@@ -63,37 +64,53 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     hits: dict[str, list[tuple[bytes, bytes]]] = {}
     ids: dict[bytes, str] = {}
     refused: list[tuple[Record, Refused]] = []
-    decode, match, plain_bytes = codec.activity_decoder, matcher.match, codec.PLAIN_BYTES
+    decode, match, known, plain_bytes = codec.activity_decoder, matcher.match, matcher.known.get, codec.PLAIN_BYTES
     latest_ms = now_ms + ahead_ms
     latest = _EPOCH + dt.timedelta(milliseconds=min(latest_ms, 253_402_300_799_000))
     n_hits = 0
-    for raw, among, number in _telling(records, matcher, latest_ms):
-        try:
-            if raw is not None and len(raw) <= plain_bytes and raw.isascii():
-                try:
-                    activity = decode(raw)
-                except codec.DECODE_ERRORS:
-                    raise codec.explain_activity(raw) from None
+    for among, numbers, said in _telling(records, matcher, latest_ms):
+        text, at_bytes, bounds = said.text, said.at, said.bounds
+        begins = zip(numbers, said.sound, range(0, 8 * len(numbers), 8), bounds[::3], bounds[1::3], bounds[2::3], bounds[3::3], strict=False)
+        for number, sound, at_begin, begin, contact_begin, id_begin, end in begins:
+            if sound:
+                signature = text[begin:contact_begin]
+                rules = known(signature)
+                if rules is None:
+                    rules = match(codec.decode_activity(among[number].value))
+                    matcher.remember(signature, rules)
+                if not rules:
+                    continue
+                id_, contact = text[id_begin:end], text[contact_begin:id_begin]
+                hit = at_bytes[at_begin : at_begin + 8] + h8(id_)
             else:
-                activity = codec.decode_activity(raw)
-            at = activity.at
-            if at > latest if type(at) is not int else at > latest_ms:
-                codec.refuse_future(codec.activity_at_ms(activity), now_ms, ahead_ms)
-            rules = match(activity)
-            if not rules:
-                continue
-            at_ms = codec.activity_at_ms(activity)  # refuses what an offset pushed out of the calendar
+                raw = among[number].value
+                try:
+                    if raw is not None and len(raw) <= plain_bytes and raw.isascii():
+                        try:
+                            activity = decode(raw)
+                        except codec.DECODE_ERRORS:
+                            raise codec.explain_activity(raw) from None
+                    else:
+                        activity = codec.decode_activity(raw)
+                    at = activity.at
+                    if at > latest if type(at) is not int else at > latest_ms:
+                        codec.refuse_future(codec.activity_at_ms(activity), now_ms, ahead_ms)
+                    rules = match(activity)
+                    if not rules:
+                        continue
+                    at_ms = codec.activity_at_ms(activity)  # refuses what an offset pushed out of the calendar
+                    id_, contact = activity.id or codec.activity_id(activity, raw), activity.contact_id  # type: ignore[arg-type]
+                    hit = (at_ms + BIAS).to_bytes(8, "big") + h8(id_)
+                except Refused as error:
+                    refused.append((among[number], error))
+                    continue
             n_hits += 1
-            id_ = activity.id or codec.activity_id(activity, raw)  # type: ignore[arg-type]
-            hit = (at_ms + BIAS).to_bytes(8, "big") + h8(id_)
             ids[hit] = id_
-            mine = hits.get(activity.contact_id)
+            mine = hits.get(contact)
             if mine is None:
-                mine = hits[activity.contact_id] = []
+                mine = hits[contact] = []
             for rule in rules:
                 mine.append((rule, hit))
-        except Refused as error:
-            refused.append((among[number], error))
     outcome = metrics.ACTIVITIES.labels
     outcome("hit").inc(n_hits)
     outcome("rejected").inc(len(refused))
@@ -105,11 +122,12 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     return Taken(hits, ids, [], refused)
 
 
-def _telling(records: Sequence[Record], matcher: Matcher, latest_ms: int) -> Iterable[tuple[bytes | None, Sequence[Record], int]]:
-    """(value, records, which of them it is) of the activities that have to be decoded: all but those that are sound for certain and meet no rule."""
+def _telling(records: Sequence[Record], matcher: Matcher, latest_ms: int) -> Iterable[tuple[Sequence[Record], list[int], screen.Said]]:
+    """(records, which of them, what these say) of all activities but those that are sound for certain and meet no rule."""
     if not _warm or not isinstance(records, Rows):
-        return [(record.value, records, number) for number, record in enumerate(records)]
-    found: list[tuple[bytes | None, Sequence[Record], int]] = []
+        return [(records, [*range(len(records))], _nothing(len(records)))]
+    fields = None if matcher.fields is None else screen.numbers_of(matcher.fields)
+    found: list[tuple[Sequence[Record], list[int], screen.Said]] = []
     for rows in records.apart():
         (block,) = rows.blocks
         data, starts, sizes = block.data, block.spans[:, VALUE], block.spans[:, VALUE_SIZE]
@@ -118,9 +136,14 @@ def _telling(records: Sequence[Record], matcher: Matcher, latest_ms: int) -> Ite
         silent = np.flatnonzero(~telling)
         telling[silent] = ~screen.sound(data, starts[silent], sizes[silent], latest_ms)
         numbers = np.flatnonzero(telling)
-        spans = zip(numbers.tolist(), starts[numbers].tolist(), sizes[numbers].tolist(), strict=True)
-        found += [(None if size < 0 else data[begin : begin + size], rows, number) for number, begin, size in spans]
+        said = _nothing(len(numbers)) if fields is None else screen.read(data, starts[numbers], sizes[numbers], latest_ms, fields)
+        found.append((rows, numbers.tolist(), said))
     return found
+
+
+def _nothing(count: int) -> screen.Said:
+    """What so many records say that nobody has looked at."""
+    return screen.Said([False] * count, b"", "", [0] * (3 * count + 1))
 
 
 def as_join(contact: str, hits: list[tuple[bytes, bytes]]) -> Join:

@@ -1,4 +1,4 @@
-"""Screen: which records are certainly sound activities, told from the bytes of many at once. Never says so of one that the codec refuses.
+"""Screen: which records are certainly sound activities, and what these say, from the bytes of many at once. Never of one that the codec refuses.
 
 It knows the plain way to write an activity: one object of texts, whole numbers, `true`, `false` and `null`, in ASCII, without escapes, each field
 once, times in whole milliseconds or as RFC 3339 to the microsecond. Of all else it says nothing, and the codec decides.
@@ -6,11 +6,13 @@ once, times in whole milliseconds or as RFC 3339 to the microsecond. Of all else
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import inspect
 
+from .activity import Activity
 from .codec import WireActivity
 from .compiled import check_inside, compiled
 from .times import FIRST_MS, LAST_MS
@@ -42,6 +44,37 @@ def sound(data: bytes, starts: Array, sizes: Array, latest_ms: int) -> Array:
     return found
 
 
+class Said(NamedTuple):
+    """What some records say. Of record n: `sound[n]`, whether it is certainly an activity that the codec accepts, at the latest time or before, and
+    has an id. If so: `at[8n : 8n + 8]` is its time, milliseconds since 1970 + 2^63, big-endian; in `text` stand, one behind the other, its
+    *signature* from `bounds[3n]` on, its contact from `bounds[3n + 1]` on and its id from `bounds[3n + 2]` on. If not, they are empty.
+
+    Two activities with one signature have the same type and the same values in the fields that were asked for, and nobody else has it.
+    """
+
+    sound: list[bool]
+    at: bytes
+    text: str
+    bounds: list[int]
+
+
+def read(data: bytes, starts: Array, sizes: Array, latest_ms: int, fields: Array) -> Said:
+    """What records say that are certainly sound activities. Arguments and errors as those of `sound`; *fields*: see `numbers_of`."""
+    check_inside(data, starts, sizes)
+    n = len(starts)
+    found, at, bounds = np.zeros(n, np.bool_), np.empty(8 * n, np.uint8), np.zeros(3 * n + 1, np.int64)
+    text = np.empty(int(np.maximum(sizes, 0).sum()) + n * 2 * (len(fields) + 1), np.uint8)
+    given = np.array([_NUMBERS["contact_id"], _NUMBERS["id"], _NUMBERS["type"], *fields], np.int64)
+    latest_ms = min(latest_ms, LAST_MS)
+    _read(np.frombuffer(data, np.uint8), starts, sizes, latest_ms, *_FIELDS, _REQUIRED, BARE, BLANK, MONTHS, given, found, at, text, bounds)
+    return Said(found.tolist(), at.tobytes(), text[: bounds[-1]].tobytes().decode("ascii"), bounds.tolist())
+
+
+def numbers_of(fields: Iterable[str]) -> Array:
+    """*fields* of activities, by their names in the model, as `read` wants them."""
+    return np.array(sorted(_NUMBERS[field] for field in fields), np.int64)
+
+
 def _fields(struct: Any) -> tuple[tuple[Array, Array, Array], int]:
     """((names one behind the other, where each begins, a row for each field: kind, least and most characters, whether null is allowed), required)."""
     names, rows, required = [], [], 0
@@ -64,6 +97,7 @@ def _fields(struct: Any) -> tuple[tuple[Array, Array, Array], int]:
 
 
 _FIELDS, _REQUIRED = _fields(WireActivity)
+_NUMBERS = {name: number for number, name in enumerate(Activity.model_fields)}
 
 
 @compiled
@@ -168,8 +202,10 @@ def _literal(data: Array, at: int, end: int) -> int:
 @compiled
 def _plain(
     data: Array, at: int, end: int, latest_ms: int, names: Array, name_at: Array, fields: Array, required: int, bare: Array, blank: Array,
-    months: Array,
+    months: Array, spans: Array,
 ) -> bool:  # fmt: skip
+    """Whether a value is sound. *spans*: of each field with a text where it begins and ends (-1, -1: there is none); behind them, the time in ms."""
+    spans[:] = -1
     at = _blank(data, at, end, blank)
     if at >= end or data[at] != OPEN:
         return False
@@ -209,8 +245,11 @@ def _plain(
                 us = _moment_us(data, begin, at, months)
                 if us == -1 << 63 or us > latest_ms * 1000:
                     return False
+                spans[-1, 0] = us // 1000
             elif at - begin < least or at - begin > most:
                 return False
+            if kind == TEXT:
+                spans[field, 0], spans[field, 1] = begin, at
             at += 1
         elif data[at] == MINUS or (data[at] >= ZERO and data[at] <= ZERO + 9):
             if kind == TEXT:
@@ -227,8 +266,10 @@ def _plain(
                 return False
             if negative:
                 value = -value
-            if kind == MOMENT and (value < FIRST_MS or value > latest_ms):
-                return False
+            if kind == MOMENT:
+                if value < FIRST_MS or value > latest_ms:
+                    return False
+                spans[-1, 0] = value
         else:
             size = _literal(data, at, end)
             if size == 0 or kind == MOMENT or (kind == TEXT and (data[at] != 110 or nullable == 0)):
@@ -251,8 +292,49 @@ def _screen(
     data: Array, starts: Array, sizes: Array, latest_ms: int, names: Array, name_at: Array, fields: Array, required: int, bare: Array, blank: Array,
     months: Array, found: Array,
 ) -> None:  # fmt: skip
+    spans = np.empty((fields.shape[0] + 1, 2), np.int64)
     for number in range(starts.shape[0]):
         begin, size = starts[number], sizes[number]
         found[number] = 0 < size <= MAX_BYTES and _plain(
-            data, begin, begin + size, latest_ms, names, name_at, fields, required, bare, blank, months
+            data, begin, begin + size, latest_ms, names, name_at, fields, required, bare, blank, months, spans
         )
+
+
+@compiled
+def _copy(data: Array, begin: int, end: int, text: Array, to: int) -> int:
+    for i in range(begin, end):
+        text[to] = data[i]
+        to += 1
+    return to
+
+
+@compiled
+def _read(
+    data: Array, starts: Array, sizes: Array, latest_ms: int, names: Array, name_at: Array, fields: Array, required: int, bare: Array, blank: Array,
+    months: Array, given: Array, found: Array, at: Array, text: Array, bounds: Array,
+) -> None:  # fmt: skip
+    """See `read`. *given*: the fields of contact, id and type, then those for the signature."""
+    spans = np.empty((fields.shape[0] + 1, 2), np.int64)
+    to = 0
+    for number in range(starts.shape[0]):
+        begin, size = starts[number], sizes[number]
+        if 0 < size <= MAX_BYTES and _plain(data, begin, begin + size, latest_ms, names, name_at, fields, required, bare, blank, months, spans):
+            found[number] = spans[given[1], 1] > spans[given[1], 0]
+        if found[number]:
+            moment = np.uint64(spans[-1, 0]) ^ np.uint64(1 << 63)
+            for i in range(8):
+                at[8 * number + 7 - i] = np.uint8(moment & np.uint64(255))
+                moment >>= np.uint64(8)
+            for i in range(2, given.shape[0]):  # 0 before a field, 1 before its value: neither stands in a plain text
+                text[to] = 0
+                to += 1
+                if spans[given[i], 0] >= 0:
+                    text[to] = 1
+                    to = _copy(data, spans[given[i], 0], spans[given[i], 1], text, to + 1)
+            bounds[3 * number + 1] = to
+            to = _copy(data, spans[given[0], 0], spans[given[0], 1], text, to)
+            bounds[3 * number + 2] = to
+            to = _copy(data, spans[given[1], 0], spans[given[1], 1], text, to)
+        else:
+            bounds[3 * number + 1] = bounds[3 * number + 2] = to
+        bounds[3 * number + 3] = to

@@ -198,11 +198,16 @@ class Matcher:
 
     `faults`: how often the own code of a rule type (`Rule.accepts`) failed, by rule name; an activity on which it fails does not meet the rule.
     `sieve`: tells records that could meet one of the rules from those that cannot, before they are decoded.
+    `fields`: beside its type, all that the rules look at of an activity; None when a rule has code of its own, which may look at anything.
+    `known`: what activities meet, by all that they say in their type and `fields`, as far as it is remembered (see `remember`).
     """
 
     def __init__(self, rules: Mapping[bytes, Rule]) -> None:
         self.faults: Counter[str] = Counter()
         self.sieve = Sieve(rules.values())
+        self.fields = _fields(rules.values())
+        self.known: dict[str, Keys] = {}
+        self._remembered = 0
         self._memo = Memo()
         by_type: dict[str, dict[bytes, Rule]] = defaultdict(dict)
         every: dict[bytes, Rule] = {}
@@ -218,6 +223,16 @@ class Matcher:
         """The keys of the rules that *activity* meets, each once."""
         met = self._types.get(activity.type)
         return met(activity) if met is not None else self._spelled(activity.type)(activity)
+
+    def remember(self, signature: str, keys: Keys) -> None:
+        """That activities meet *keys*, the rules that one met, when they say the same in their type and `fields` (see `schemas.screen.read`)."""
+        if len(signature) > MEMO_CHARS:
+            return
+        self._remembered += 1 + len(keys)
+        if self._remembered > MEMO_ITEMS:
+            self.known.clear()
+            self._remembered = 1 + len(keys)
+        self.known[signature] = keys
 
     def _spelled(self, type_: str) -> Callable[[WireActivity], Keys]:
         if len(self._types) >= TYPES_KEPT:
@@ -256,6 +271,15 @@ class Matcher:
                 return False
 
         return accepts
+
+
+def _fields(rules: Iterable[Rule]) -> frozenset[str] | None:
+    found: set[str] = set()
+    for rule in rules:
+        if type(rule).accepts is not Rule.accepts:
+            return None
+        found.update(test.field for test in rule.possible() or ())
+    return frozenset(found)
 
 
 def _compiled(always: Found, indexes: list[FieldIndex]) -> Callable[[WireActivity], Keys]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas import codec, screen
-from schemas.activity import Activity
+from schemas.activity import FIELDS, Activity
 from schemas.errors import Refused
 from schemas.times import FIRST_MS, LAST_MS, format_ms
 from schemas.wire import MAX_BYTES, MAX_ID, MAX_TYPE
@@ -20,11 +22,14 @@ NOW_MS = 1_767_322_800_000
 LATEST_MS = NOW_MS + 86_400_000
 
 
-def sound(*values: bytes | None, latest_ms: int = LATEST_MS) -> list[bool]:
-    data = b"".join(value or b"" for value in values)
+def together(values: Sequence[bytes | None]) -> tuple[bytes, Any, Any]:
+    """Data, starts and sizes."""
     sizes = np.array([-1 if value is None else len(value) for value in values], np.int64)
-    starts = np.cumsum([0, *np.maximum(sizes, 0)], dtype=np.int64)[:-1]
-    return screen.sound(data, starts, sizes, latest_ms).tolist()  # type: ignore[no-any-return]
+    return b"".join(value or b"" for value in values), np.cumsum([0, *np.maximum(sizes, 0)], dtype=np.int64)[:-1], sizes
+
+
+def sound(*values: bytes | None, latest_ms: int = LATEST_MS) -> list[bool]:
+    return screen.sound(*together(values), latest_ms).tolist()  # type: ignore[no-any-return]
 
 
 def accepted(value: bytes, latest_ms: int = LATEST_MS) -> bool:
@@ -90,6 +95,25 @@ def test_what_is_said_to_be_sound_is_accepted(value: bytes) -> None:
     assert not said or accepted(value), value
 
 
+@settings(max_examples=1000)
+@given(st.lists(written | st.builds(lambda a, b: json.dumps({**a, **b}).encode(), plain, wild), max_size=6), st.sets(st.sampled_from(FIELDS)))
+def test_what_is_read_is_what_the_codec_reads(values: list[bytes], fields: set[str]) -> None:
+    said = screen.read(*together(values), LATEST_MS, screen.numbers_of(fields))
+    signatures: dict[str, tuple[str | None, ...]] = {}
+    for n, (value, known) in enumerate(zip(values, sound(*values), strict=True)):
+        begin, contact_at, id_at, end = said.bounds[3 * n : 3 * n + 4]
+        if not said.sound[n]:
+            assert begin == end
+            assert not known or not codec.decode_activity(value).id
+            continue
+        activity = codec.decode_activity(value)
+        assert (said.text[contact_at:id_at], said.text[id_at:end]) == (activity.contact_id, activity.id)
+        assert int.from_bytes(said.at[8 * n : 8 * n + 8], "big") - (1 << 63) == codec.activity_at_ms(activity)
+        looked_at = (activity.type, *(getattr(activity, field) for field in sorted(fields)))
+        assert signatures.setdefault(said.text[begin:contact_at], looked_at) == looked_at
+    assert len(set(signatures.values())) == len(signatures)
+
+
 @pytest.mark.parametrize("name", ["contact_id", "type", "id"])
 def test_lengths_are_the_models(name: str) -> None:
     most = MAX_TYPE if name == "type" else MAX_ID
@@ -113,3 +137,5 @@ def test_an_activity_of_later_than_the_latest_is_not_sound() -> None:
 def test_a_value_outside_of_its_data_is_an_error() -> None:
     with pytest.raises(IndexError):
         screen.sound(b"{}", np.array([1], np.int64), np.array([2], np.int64), LATEST_MS)
+    with pytest.raises(IndexError):
+        screen.read(b"{}", np.array([1], np.int64), np.array([2], np.int64), LATEST_MS, screen.numbers_of(["page"]))
