@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tests.bench import cases as main_cases
-from tests.bench import pages, recalculation
+from tests.bench import growth, pages, recalculation
 from tests.bench.cases import Bench
 from tests.bench.ground import ROOT, WrongAnswer
 from tests.bench.report import Row, as_json, machine, show
@@ -34,7 +34,7 @@ class Bars:
         self._progress.update(self._tasks[what], completed=done, total=total)
 
 
-CASES = {**main_cases.CASES, **recalculation.CASES, **pages.CASES}
+CASES = {**main_cases.CASES, **recalculation.CASES, **pages.CASES, **growth.CASES}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,8 +43,10 @@ CASES = {**main_cases.CASES, **recalculation.CASES, **pages.CASES}
 @click.option("--repeat", default=1, show_default=True, help="How often throughput and recovery are measured; the median counts.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long the case latency sends.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Writes the figures to this file too.")
+@click.option("--flames", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="Draws flame graphs of the cases sparse and dense into this directory (py-spy); they take a few percent of the speed.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Works in this directory, and leaves it (logs, data).")
-def main(cases: tuple[str, ...], scale: float, repeat: int, seconds: float, json_file: Path | None, keep: Path | None) -> None:
+def main(cases: tuple[str, ...], scale: float, repeat: int, seconds: float, json_file: Path | None, flames: Path | None, keep: Path | None) -> None:
     """Measures CASES (all of them without any). Needs Java and Maven for Apache Kafka; takes some minutes.
 
     Exit code 1: a number was wrong. A promise that is missed is shown, and is no error.
@@ -61,7 +63,7 @@ def main(cases: tuple[str, ...], scale: float, repeat: int, seconds: float, json
         columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
             with Progress(*columns, console=console) as progress:
-                bench = Bench(broker.start(), directory, scale, repeat, seconds, progress=Bars(progress))
+                bench = Bench(broker.start(), directory, scale, repeat, seconds, progress=Bars(progress), flames=flames)
                 for name in chosen:
                     try:
                         rows += CASES[name](bench)

@@ -36,6 +36,8 @@ class Bench:
     many_journeys: int = 1000
     journeys_over: tuple[tuple[str, int], ...] = (("sparse", 1_000_000), ("dense", 400_000))
     """Kinds of data and numbers of activities of the case journeys."""
+    flames: Path | None = None
+    """Where flame graphs of the cases sparse and dense go."""
     progress: Progress = lambda what, done, total: None
     grounds: dict[str, Ground] = field(default_factory=dict)
 
@@ -46,6 +48,11 @@ class Bench:
         if name not in self.grounds:
             self.grounds[name] = Ground(self.bootstrap, self.directory, name, self.progress, max_future_hours=1e5, **more)
         return self.grounds[name]
+
+    def forget(self, ground: Ground) -> None:
+        """What *ground* wrote and expects goes: the next needs the room."""
+        ground.discard()
+        del self.grounds[ground.name]
 
     def loaded(self, kind: str) -> Ground:
         """The ground of the two main cases: the bench's data and its one journey of five stages."""
@@ -74,7 +81,8 @@ def _throughput(bench: Bench, kind: str, at_least: float) -> list[Row]:
         if i or ground.played:
             ground.clear()
         with ground.worker() as worker:
-            runs.append(ground.play(worker))
+            with worker.drawn(None if bench.flames is None else bench.flames / f"flame-{kind}.svg"):
+                runs.append(ground.play(worker))
             ground.verify(worker)
     said = f"{ground.expected.activities:,} activities, {len(ground.expected.hits):,} contacts with evidence"
     if len(runs) > 1:

@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,7 +35,7 @@ from streams.brokers import free_port
 from streams.guarded import GuardedProcess
 from streams.reader import end_offsets, partitions_of_topics, read_log
 from streams.settings import Settings, librdkafka_config
-from tests.bench.data import JOURNEY, Expected, Made, journey
+from tests.bench.data import BASE_MS, JOURNEY, Expected, Made, journey
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.ERROR)  # a broker that has just started is not ready at once, and librdkafka tells each time
@@ -91,6 +93,22 @@ class Worker:
     def kill(self) -> None:
         self._process.kill()
 
+    @contextmanager
+    def drawn(self, file: Path | None) -> Iterator[None]:
+        """Draws, while it lasts, a flame graph of what holds the interpreter's lock into *file* (SVG); None draws nothing."""
+        if file is None:
+            yield
+            return
+        command = [str(Path(sys.executable).with_name("py-spy")), "record", "--gil", "--function", "--rate", "200", "--pid", str(self.pid), "--output", str(file)]
+        spy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        try:
+            yield
+        finally:
+            spy.send_signal(signal.SIGINT)
+            said = spy.communicate(timeout=60)[1]
+        if not file.exists():
+            raise RuntimeError(f"no flame graph: {said}")
+
     def cpu_seconds(self) -> float:
         """User and system time of all its threads."""
         times = self._ps.cpu_times()
@@ -128,9 +146,9 @@ class Worker:
         """Whether it serves this many partitions."""
         return sum(partition["state"] == "live" for partition in self.partitions().values()) == count
 
-    def done(self) -> int:
-        """How many activities the numbers reflect."""
-        return sum(partition["positions"].get("activities") or 0 for partition in self.partitions().values())
+    def done(self, source: str = "activities") -> int:
+        """How many records of a source the numbers reflect."""
+        return sum(partition["positions"].get(source) or 0 for partition in self.partitions().values())
 
     def metric(self, name: str) -> float:
         """The sum over all labels of a metric; 0 while it does not answer."""
@@ -214,6 +232,22 @@ class Ground:
             raise RuntimeError(f"{written} of {count} activities written, {len(failed)} refused by the broker: {failed[:1]}")
         self.progress(f"{self.name}: writing activities", written, count)
 
+    def merge(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Writes a merge of each (from, into); no contact may stand in two."""
+        producer = Producer(librdkafka_config(self.settings) | {"partitioner": "murmur2_random", "linger.ms": 50}, logger=log)
+        for n, (one, other) in enumerate(pairs):
+            producer.produce(self.topic("contact-merges"), json.dumps({"id": f"m-{n}", "from": one, "into": other, "at": BASE_MS}).encode(), one)
+            producer.poll(0)
+            self.expected.merged[one] = other
+        _flush(producer)
+
+    def discard(self) -> None:
+        """All topics and the data directory go."""
+        admin = AdminClient(librdkafka_config(self.settings))
+        for future in admin.delete_topics([self.topic(spec.name) for spec in topics.TABLE]).values():
+            future.result()
+        self.lose()
+
     def clear(self) -> None:
         """Back to activities, journeys and recalculations alone: everything that a worker made of them goes."""
         admin = AdminClient(librdkafka_config(self.settings))
@@ -293,7 +327,7 @@ class Ground:
             return time.monotonic() - began
 
     def play(self, worker: Worker) -> Run:
-        """Waits until *worker* is through with everything that was loaded."""
+        """Waits until *worker* is through with everything that was loaded, and with what it handed over to itself."""
         total, started = self.expected.activities, time.monotonic()
         while not worker.partitions():  # imports, connections
             if time.monotonic() - started > START_SECONDS:
@@ -316,6 +350,9 @@ class Ground:
             time.sleep(POLL_SECONDS)
         if samples[-1][1] != total:
             raise WrongAnswer(f"{self.name}: the worker claims {samples[-1][1]} of {total} activities")
+        if self.expected.merged:
+            self.until(lambda: all(worker.done(short) == self.ends(short) for short in ("contact-merges", "handoffs")), "all merges are done")
+            samples.append((time.monotonic() - started, total, worker.cpu_seconds()))
         self.played = True
         (began, _, cpu_before), (ended, _, cpu_after) = samples[0], samples[-1]
         return Run(total, ended - began, cpu_after - cpu_before, worker.peak_mib(), samples)
