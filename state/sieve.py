@@ -48,6 +48,7 @@ class Sieve:
         if self.texts is None:
             return np.flatnonzero(sizes >= 0)
         passed = np.empty(len(starts), np.int64)
+        starts, sizes = np.ascontiguousarray(starts), np.ascontiguousarray(sizes)  # other layouts would be compiled for anew
         count = _pass(np.frombuffer(data, np.uint8), starts, sizes, LOWER, *self._tables, passed)
         return passed[:count]
 

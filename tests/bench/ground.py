@@ -99,8 +99,8 @@ class Worker:
         if file is None:
             yield
             return
-        command = [str(Path(sys.executable).with_name("py-spy")), "record", "--gil", "--function", "--rate", "200", "--pid", str(self.pid), "--output", str(file)]
-        spy = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        spy_on = [str(Path(sys.executable).with_name("py-spy")), "record", "--gil", "--function", "--rate", "200", "--pid", str(self.pid)]
+        spy = subprocess.Popen([*spy_on, "--output", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
             yield
         finally:
