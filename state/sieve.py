@@ -111,15 +111,37 @@ def _tables(texts: Iterable[bytes]) -> tuple[int, Array, Array, Array, Array]:
 
 
 @compiled
+def _same(data: Array, at: int, end: int, lower: Array, texts: Array, base: int, size: int, same: int) -> int:
+    """How many of the *size* bytes of a text stand at *at*, where *same* are known to do."""
+    while same < size and at + same < end and lower[data[at + same]] == texts[base + same]:
+        same += 1
+    return same
+
+
+@compiled
 def _stands(data: Array, at: int, end: int, lower: Array, texts: Array, begins: Array, low: int, high: int) -> bool:
     """Whether one of the texts from *low* to before *high*, which are in order and none the beginning of another, stands at *at*."""
-    same_low, same_high = 0, 0  # how many bytes are those of the text below and of the one above; all between have as many
-    while low < high:
+    if low == high:
+        return False
+    # the first and the last come first: as a rule, what stands there is before or behind all of them
+    base, size = begins[low], begins[low + 1] - begins[low]
+    same_low = _same(data, at, end, lower, texts, base, size, 0)
+    if same_low == size:
+        return True
+    if at + same_low == end or lower[data[at + same_low]] < texts[base + same_low]:
+        return False
+    high -= 1
+    base, size = begins[high], begins[high + 1] - begins[high]
+    same_high = _same(data, at, end, lower, texts, base, size, 0)
+    if same_high == size:
+        return True
+    if at + same_high < end and lower[data[at + same_high]] > texts[base + same_high]:
+        return False
+    low += 1
+    while low < high:  # all between have as many bytes in common with what stands there as the text below or the one above, whichever has fewer
         middle = (low + high) // 2
         base, size = begins[middle], begins[middle + 1] - begins[middle]
-        same = min(same_low, same_high)
-        while same < size and at + same < end and lower[data[at + same]] == texts[base + same]:
-            same += 1
+        same = _same(data, at, end, lower, texts, base, size, min(same_low, same_high))
         if same == size:
             return True
         if at + same == end or lower[data[at + same]] < texts[base + same]:
