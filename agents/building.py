@@ -132,25 +132,24 @@ class Building:
         self._wanted = wanted
         again = [v for v in self.kept.all if v.id in wanted and self.state[v.id] == OLD]  # an edit was undone
         self._drop([v for v in self.kept.all if v.journey.id not in catalog or v in again])
-        for id_, (journey, source) in wanted.items():
-            if id_ not in self.state:
-                view = View(journey, cursor=b"", source=source)
-                self.state[id_] = BUILDING
-                work = self._partition.work(Decision(dict([self._view_entry(view)]), [], [], [], {}, {}))
-                work.commit = self._then_begin(work.commit, view)
-                work.took_room = False
-                pipeline.add(work)
+        new = [View(journey, cursor=b"", source=source) for id_, (journey, source) in wanted.items() if id_ not in self.state]
+        if new:
+            self.state.update((view.id, BUILDING) for view in new)
+            work = self._partition.work(Decision(dict(map(self._view_entry, new)), [], [], [], {}, {}))
+            work.commit = self._then_begin(work.commit, new)
+            work.took_room = False
+            pipeline.add(work)
         self._keep(self.kept.all)
         self._work_on()
 
-    def _then_begin(self, commit: Callable[[int | None], None], view: View) -> Callable[[int | None], None]:
-        """A view speaks only when the changelog knows of it, so that whoever comes after knows that something may have been said."""
+    def _then_begin(self, commit: Callable[[int | None], None], views: list[View]) -> Callable[[int | None], None]:
+        """Views speak only when the changelog knows of them, so that whoever comes after knows that something may have been said."""
 
         def then(offset: int | None) -> None:
             commit(offset)
             if not self._beginning:
                 asyncio.get_running_loop().call_soon(self._begin)
-            self._beginning.append(view)
+            self._beginning += views
 
         return then
 
