@@ -6,7 +6,7 @@ says the truth again of everybody touched by what the owner before may have had 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 POSITION, REPEATED, LEFT, FOREIGN = b"p", b"r", b"h", b"f"
 CHANGELOG_POSITION = POSITION + b"changelog"
+REPEATED_CONTACTS = 250  # are announced at once: a person of many contacts says much
 
 
 class Succession:
@@ -40,6 +41,7 @@ class Succession:
         self._foreign_to: dict[str, int] = {}  # once so much is followed, that is known otherwise
         self._repeat_to: dict[str, int] = {}
         self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
+        self._order: list[str] = []  # of the same, once all of it came, the next to be announced last
         self.beginning = False  # the changelog is yet to be told that batches are taken
         self.logged: dict[str, int] = {}
         self.followed: dict[str, int] = {}
@@ -223,18 +225,26 @@ class Succession:
             rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
         load = p.reader({records.EVIDENCE + contact.encode() for contact in rules})
         for contact, mine in rules.items():
-            at: str | None = contact
-            while at is not None and p.is_here(at):  # what concerns an alias concerns its holder, as far as that is here
-                record = load(records.EVIDENCE + at.encode())
-                at = None if record is None else records.pointer_of(record)
-                if record is not None and at is None:
-                    mine.update(records.decode_evidence(record)[0].hits)
+            record = load(records.EVIDENCE + self._holder(contact, load).encode())  # what concerns an alias concerns its holder
+            if record is not None and records.pointer_of(record) is None:
+                mine.update(records.decode_evidence(record)[0].hits)
             mine.update(self._repeated.get(contact, ()))
         self._repeated |= rules
         return {REPEATED + contact.encode(): b"".join(sorted(mine)) for contact, mine in rules.items()}
 
+    def _holder(self, contact: str, load: Callable[[bytes], bytes | None]) -> str:
+        """Who holds the evidence of *contact*, as far as that is here."""
+        while self._partition.is_here(contact):
+            record = load(records.EVIDENCE + contact.encode())
+            pointer = None if record is None else records.pointer_of(record)
+            if pointer is None:
+                break
+            contact = pointer
+        return contact
+
     def repeated(self) -> bool:
-        """Whether everything that the owner before may have had on its way has come again, and the truth of it is announced."""
+        """Whether everything that the owner before may have had on its way has come again, and the truth of it is announced. If that can be done now,
+        each call does a piece."""
         if not self._repeat_to and not self._repeated:
             return True
         for source in [s for s, to in self._repeat_to.items() if self._reflected(s) >= to]:
@@ -243,17 +253,21 @@ class Succession:
             return False
         if self._repeated:
             p = self._partition
-            rules = {rule for mine in self._repeated.values() for rule in mine}
+            if not self._order:  # contacts of one person go together: it is said once
+                load = p.reader({records.EVIDENCE + contact.encode() for contact in self._repeated})
+                holders = {contact: self._holder(contact, load) for contact in self._repeated}
+                self._order = sorted(self._repeated, key=lambda contact: (holders[contact], contact), reverse=True)
+            piece, self._order = self._order[-REPEATED_CONTACTS:], self._order[:-REPEATED_CONTACTS]
+            rules = {rule for contact in piece for rule in self._repeated.pop(contact)}
             said = perhaps_said(p.views.concerned(rules))
-            here = [contact for contact in sorted(self._repeated) if p.is_here(contact)]
+            here = [contact for contact in piece[::-1] if p.is_here(contact)]
             batch = Batch(p.views, p.reader({records.EVIDENCE + contact.encode() for contact in here}), p.is_here, p.context.max_merges)
             for contact in here:
                 batch.deliver(Join(contact, said=said, again=True))
             decision = batch.decide()
-            decision.records.update({REPEATED + contact.encode(): None for contact in self._repeated})
-            self._repeated = {}
+            decision.records.update({REPEATED + contact.encode(): None for contact in piece})
             p.add_aside(decision)
-        return True
+        return not self._repeated
 
     def recording_from(self) -> int:
         """Every activity of this partition's log from this offset on meets the matcher as it is now, here and with whoever comes after, and none has

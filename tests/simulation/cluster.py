@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 import agents.building
 import agents.partition
+import agents.succession
 import state.views
 from agents import intake
 from agents.partition import SOURCES, Context, Partition
@@ -502,6 +503,7 @@ def with_doubles(seed: int) -> Iterator[None]:
     with (
         patch.multiple(agents.partition, Ledger=MemoryLedger, IN_FLIGHT=in_flight),
         patch.multiple(agents.building, SCAN_CONTACTS=contacts, parse_journey=journey),
+        patch.object(agents.succession, "REPEATED_CONTACTS", contacts),
         patch.object(state.views, "Projection", projection),
     ):
         yield
