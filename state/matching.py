@@ -26,6 +26,7 @@ from .sieve import Sieve
 START, END = "\ud800", "\ud801"
 
 MEMO_ITEMS = 100_000  # values remembered and rules found for them, over all indexes of a matcher
+KNOWN_ITEMS = 20_000  # the same of whole activities, by what they say; these are longer
 MEMO_CHARS = 512  # longer values are looked up each time
 TYPES_KEPT = 10_000  # spellings of activity types remembered
 FEW = 8  # so many rules may share a pivot before another test makes a better one
@@ -229,7 +230,7 @@ class Matcher:
         if len(signature) > MEMO_CHARS:
             return
         self._remembered += 1 + len(keys)
-        if self._remembered > MEMO_ITEMS:
+        if self._remembered > KNOWN_ITEMS:
             self.known.clear()
             self._remembered = 1 + len(keys)
         self.known[signature] = keys

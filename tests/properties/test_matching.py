@@ -107,6 +107,7 @@ def test_the_matcher_meets_what_testing_rule_by_rule_meets(all_rules, activities
 @given(st.lists(some_rules, max_size=12), st.lists(some_activities, min_size=1, max_size=12))
 def test_forgetting_changes_nothing(all_rules, activities):
     kept, matching.MEMO_ITEMS = matching.MEMO_ITEMS, 3
+    kept_known, matching.KNOWN_ITEMS = matching.KNOWN_ITEMS, 3
     kept_types, matching.TYPES_KEPT = matching.TYPES_KEPT, 2
     try:
         matcher = Matcher(by_key(all_rules))
@@ -117,7 +118,7 @@ def test_forgetting_changes_nothing(all_rules, activities):
             assert sum(1 + len(keys) for keys in matcher.known.values()) <= 3 or len(matcher.known) == 1
             assert len(matcher._types) <= 2
     finally:
-        matching.MEMO_ITEMS, matching.TYPES_KEPT = kept, kept_types
+        matching.MEMO_ITEMS, matching.TYPES_KEPT, matching.KNOWN_ITEMS = kept, kept_types, kept_known
 
 
 @settings(max_examples=500, deadline=None)
