@@ -353,7 +353,11 @@ class Building:
         for view in self._old:
             behind = context.recalculations.records.get(view.source.recalculation or "")
             common = context.common(view.journey.id)
-            if (behind is not None and behind.state in GIVEN_UP) or (common is not None and view.order < common):
+            # what all have may have been said of this partition by the owner before, who took it along
+            passed = common is not None and view.order < common and any(
+                other.journey.id == view.journey.id and other.order >= common and other.id in self.complete for other in self.kept.all
+            )
+            if (behind is not None and behind.state in GIVEN_UP) or passed:
                 found.append(view)
             else:
                 old.setdefault(view.journey.id, []).append(view)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -232,6 +233,36 @@ async def test_what_a_stale_writer_was_last_to_say_is_said_again_before_anything
     said = loop.changelog.log("changelog", 0)[end:]
     assert (said[0].key, said[0].value) == (key, right)
     assert loop.partitions[0].changelog_offset() == said[-1].offset
+    await loop.close()
+
+
+async def test_a_view_stays_until_a_newer_one_is_complete_here_whatever_was_said_of_the_owner_before(tmp_path: Path) -> None:
+    """The owner before had built the newer version and said so; whoever takes over has the older one alone."""
+    loop = Loopback(tmp_path, partitions=1)
+    loop.open()
+    loop.apply(JOURNEYS[0])
+    loop.send("activities", {"id": "a", "contact_id": "c", "type": "pagevisit", "at": T0_MS, "page": "/a"}, "c")
+    await loop.settle()
+    await loop.partitions.pop(0).close()
+    shutil.copytree(tmp_path / "partition-0", tmp_path / "kept")
+    loop.recover(0)
+    loop.apply({**JOURNEYS[0], "version": 2, "stages": JOURNEYS[0]["stages"][:2]})
+    await loop.settle()
+    common = max(view.order for view in loop.partitions[0].views.all)
+    await loop.partitions.pop(0).close()
+    shutil.rmtree(tmp_path / "partition-0")
+    shutil.copytree(tmp_path / "kept", tmp_path / "partition-0")
+    loop.context.common = lambda journey: common
+    loop.recover(0)
+    partition = loop.partitions[0]
+    partition.building.settle()
+    shown = [view.journey.version for view in partition.views.all if questions.readable(partition, view)]
+    assert shown == [1]
+    await loop.settle()
+    partition.building.settle()
+    await partition.drain()
+    assert [view.journey.version for view in partition.views.all] == [2]
+    assert loop.counts("straight") == [1, 0]
     await loop.close()
 
 
