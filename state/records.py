@@ -190,7 +190,7 @@ def _join_into(evidence: Evidence, record: bytes) -> bool:
     for rule, count in _RULE.iter_unpack(record[4:at]):
         end = at + (count & COUNT) * HIT_BYTES
         blob = record[at:end]
-        if hits.get(rule) != blob and evidence.add(rule, blob):
+        if not hits.get(rule, b"").startswith(blob) and evidence.add(rule, blob):  # as a rule hits come one behind the other
             grew = True
         if count & MARKED and rule not in evidence.marked:
             evidence.marked |= {rule}
