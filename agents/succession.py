@@ -175,7 +175,7 @@ class Succession:
         if self.stale:
             again = sorted(((key, p.ledger.get(key)) for key in self.stale), key=_place)
             kept, self._foreign = self._foreign, set()
-            p.add_aside(Decision(dict(again), [], [], [], {}, {}), also=[(FOREIGN + key, None) for key in kept], done=self.stale.clear)
+            p.add_aside(Decision(dict(again), [], [], [], {}, {}), done=lambda: self._said(kept))
         found: dict[str, dict[bytes, bytes]] = {}
         for key, value in p.ledger.scan(LEFT):
             found.setdefault(key[2:].decode(), {})[key[1:2]] = value
@@ -185,6 +185,11 @@ class Succession:
         for contact, left in found.items():
             batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
         p.add_aside(batch.decide(), also=[(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left])
+
+    def _said(self, kept: set[bytes]) -> None:
+        """The changelog's last records say all that is known; *kept*: of what others wrote before this worker became the owner."""
+        self.stale.clear()
+        self._partition.ledger.write([(FOREIGN + key, None) for key in kept - self._foreign])
 
     def keep(self, foreign: Iterable[tuple[bytes, bytes | None]], ends: Mapping[str, int]) -> None:
         """Keeps what somebody else wrote to the changelog while this worker was the owner; *ends*: where the log of each source ends now.
