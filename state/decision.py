@@ -19,6 +19,7 @@ from .announcement import (
     anything,
     differences,
     farewell,
+    onward,
     part_said,
     predecessors_said,
     said_of,
@@ -190,11 +191,30 @@ class Batch:
         if not moves:
             return
         begins = [0, *accumulate(map(len, facts))]
-        for number, view, before, after in moves:
+        for number, view, before, after, on in moves:
             contact, key, _ = plain[number]
             begin = begins[number]
             changed = [hit for i, (_, hit) in enumerate(facts[number], begin) if taken[i]]
-            self._moved(view, contact, key[1:], [(contact, before)], before, after, {hit: ids[hit] for hit in changed}, ids[changed[-1]])
+            arrived = {hit: ids[hit] for hit in changed}
+            if on:
+                self._onward(view, contact, key[1:], len(before), after, arrived, ids[changed[-1]])
+            else:
+                self._moved(view, contact, key[1:], [(contact, before)], before, after, arrived, ids[changed[-1]])
+
+    def _onward(
+        self, view: View, contact: str, holder: bytes, known: int, after: Progress, arrived: Mapping[bytes, str], cause_id: str
+    ) -> None:
+        """`_moved` of one who reached more stages than the first *known*, at which nothing changed."""
+        if view.speaks:
+            self._decision.changes.extend(onward(view, contact, known, after, cause_id, arrived))
+        if view.includes(holder):
+            entries, groups = self._decision.entries, self._decision.totals.setdefault(view.id, {})
+            if known:
+                entries[index_key(view.id, EVERYONE, after[:known], contact, contact)] = None
+            entries[index_key(view.id, EVERYONE, after, contact, contact)] = b""
+            mine = groups.setdefault("", {})
+            for cell in contribution(after, len(view.journey.stages), known):
+                mine[cell] = mine.get(cell, 0) + 1
 
     def _moved(
         self, view: View, contact: str, holder: bytes, spoken: list[Spoken], before: Progress, after: Progress, arrived: Mapping[bytes, str],

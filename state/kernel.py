@@ -56,6 +56,7 @@ class Move(NamedTuple):
     view: View
     before: Progress
     after: Progress
+    onward: bool  # the stages of before are the first of after, met by the same hits
 
 
 class Result(NamedTuple):
@@ -140,7 +141,7 @@ class Plan:
                     hit += count * HIT_BYTES
                     row += 1
             after = tuple(both[1])
-            found.append(Move(contact, views[view], after[:n_before] if onward else tuple(both[0]), after))
+            found.append(Move(contact, views[view], after[:n_before] if onward else tuple(both[0]), after, bool(onward)))
         return found
 
 
