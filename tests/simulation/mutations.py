@@ -15,6 +15,7 @@ import state.recalculation
 import state.records
 import tests.simulation.recalculating
 from agents import questions
+from agents.building import Building
 from agents.partition import Partition
 from agents.pipeline import Pipeline, Work
 from agents.succession import Succession
@@ -24,7 +25,7 @@ from state.evidence import Evidence
 from state.identity import Identity
 from state.messages import Join, Unite
 from state.progress import Reached
-from state.recalculation import Reports, Table, evidence_key
+from state.recalculation import Table, evidence_key
 
 from .cluster import _projection
 
@@ -342,5 +343,5 @@ def a_view_is_shown_before_it_is_written() -> Iterator[None]:
 
 @mutation
 def old_views_go_at_once() -> Iterator[None]:
-    with patch.object(Reports, "common", lambda *_: (1 << 60, 0)):
+    with patch.object(Building, "_unread", lambda building: [*building._old]):
         yield
