@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -16,8 +17,13 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=100.0, help="facts a second")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="waypost-soak-") as directory:
-        found = soak(Path(directory), args.minutes, args.rate, args.seed, lambda text: print(text, flush=True))
+    directory = Path(tempfile.mkdtemp(prefix="waypost-soak-"))
+    try:
+        found = soak(directory, args.minutes, args.rate, args.seed, lambda text: print(text, flush=True))
+    except BaseException:
+        print(f"logs and data are left in {directory}", file=sys.stderr)
+        raise
+    shutil.rmtree(directory)
     print(f"sent: {dict(found.sent)}\nfaults: {dict(found.faults)}")
     print(f"compared with the oracle: {found.compared:,}, no difference; current again after a fault within {found.slowest_seconds:.0f} s")
     step = max(1, len(found.memory_mib) // 12)
