@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -155,6 +156,12 @@ def test_a_worker_that_dies_is_started_again(broker: Broker, prefix: str, tmp_pa
         assert running.settled("x")["stages"][0]["converted"] == 50
 
 
+def lasting(health: dict[str, Any]) -> dict[str, Any]:
+    """Without what changes from one look to the next: what RocksDB does with its files, how fast it goes."""
+    passing = {"disk_bytes", "activities_per_second"}
+    return {**health, "workers": [{key: said for key, said in worker.items() if key not in passing} for worker in health["workers"]]}
+
+
 @pytest.mark.kafka
 def test_a_console_finds_the_workers_through_their_group(kafka: str, prefix: str, tmp_path: Path) -> None:
     with started(kafka, prefix, tmp_path / "data") as running:
@@ -167,7 +174,7 @@ def test_a_console_finds_the_workers_through_their_group(kafka: str, prefix: str
                 assert process.poll() is None
             health = httpx.get(f"{found[1]}/api/health").json()
             assert "error" not in health, process.kill() or process.stdout.read()
-            assert health == running.health()
+            assert lasting(health) == lasting(running.health())
             assert health["broker"]["kind"] == "kafka"
         finally:
             process.terminate()
