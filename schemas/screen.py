@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from msgspec import inspect
 
-from .activity import Activity
+from .activity import FIELDS, Activity
 from .codec import WireActivity
 from .compiled import check_inside, compiled
 from .times import FIRST_MS, LAST_MS
@@ -71,8 +71,8 @@ def read(data: bytes, starts: Array, sizes: Array, latest_ms: int, fields: Array
 
 
 def numbers_of(fields: Iterable[str]) -> Array:
-    """*fields* of activities, by their names in the model, as `read` wants them."""
-    return np.array(sorted(_NUMBERS[field] for field in fields), np.int64)
+    """*fields* of activities that rules can test, as `read` wants them: each once. Raises KeyError for others, for which it has no room."""
+    return np.array(sorted({_TESTED[field] for field in fields}), np.int64)
 
 
 def _fields(struct: Any) -> tuple[tuple[Array, Array, Array], int]:
@@ -98,6 +98,7 @@ def _fields(struct: Any) -> tuple[tuple[Array, Array, Array], int]:
 
 _FIELDS, _REQUIRED = _fields(WireActivity)
 _NUMBERS = {name: number for number, name in enumerate(Activity.model_fields)}
+_TESTED = {name: _NUMBERS[name] for name in FIELDS}
 
 
 @compiled

@@ -139,3 +139,12 @@ def test_a_value_outside_of_its_data_is_an_error() -> None:
         screen.sound(b"{}", np.array([1], np.int64), np.array([2], np.int64), LATEST_MS)
     with pytest.raises(IndexError):
         screen.read(b"{}", np.array([1], np.int64), np.array([2], np.int64), LATEST_MS, screen.numbers_of(["page"]))
+
+
+def test_there_is_room_for_a_record_that_is_nothing_but_what_is_asked_for() -> None:
+    value = json.dumps({"contact_id": "c", "type": "t", "at": 1, "id": "i", **dict.fromkeys(FIELDS, "x" * 50)}).encode()
+    said = screen.read(*together([value] * 3), LATEST_MS, screen.numbers_of([*FIELDS, *FIELDS]))
+    assert said.sound == [True] * 3
+    assert said.bounds[-1] == len(said.text) == 3 * (len("tci") + 2 * (len(FIELDS) + 1) + 50 * len(FIELDS))
+    with pytest.raises(KeyError):
+        screen.numbers_of(["type"])
