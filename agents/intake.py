@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -68,22 +68,22 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     latest_ms = now_ms + ahead_ms
     latest = _EPOCH + dt.timedelta(milliseconds=min(latest_ms, 253_402_300_799_000))
     n_hits = 0
-    for among, numbers, said in _telling(records, matcher, latest_ms):
+    for among, value, said in _telling(records, matcher, latest_ms):
         text, at_bytes, bounds = said.text, said.at, said.bounds
-        begins = zip(numbers, said.sound, range(0, 8 * len(numbers), 8), bounds[::3], bounds[1::3], bounds[2::3], bounds[3::3], strict=False)
-        for number, sound, at_begin, begin, contact_begin, id_begin, end in begins:
+        places = zip(range(len(said.sound)), said.sound, bounds[::3], bounds[1::3], bounds[2::3], bounds[3::3], strict=False)
+        for n, sound, begin, contact_begin, id_begin, end in places:
             if sound:
                 signature = text[begin:contact_begin]
                 rules = known(signature)
                 if rules is None:
-                    rules = match(codec.decode_activity(among[number].value))
+                    rules = match(codec.decode_activity(value(n)))
                     matcher.remember(signature, rules)
                 if not rules:
                     continue
                 id_, contact = text[id_begin:end], text[contact_begin:id_begin]
-                hit = at_bytes[at_begin : at_begin + 8] + h8(id_)
+                hit = at_bytes[8 * n : 8 * n + 8] + h8(id_)
             else:
-                raw = among[number].value
+                raw = value(n)
                 try:
                     if raw is not None and len(raw) <= plain_bytes and raw.isascii():
                         try:
@@ -102,7 +102,7 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
                     id_, contact = activity.id or codec.activity_id(activity, raw), activity.contact_id  # type: ignore[arg-type]
                     hit = (at_ms + BIAS).to_bytes(8, "big") + h8(id_)
                 except Refused as error:
-                    refused.append((among[number], error))
+                    refused.append((among(n), error))
                     continue
             n_hits += 1
             ids[hit] = id_
@@ -122,12 +122,14 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     return Taken(hits, ids, [], refused)
 
 
-def _telling(records: Sequence[Record], matcher: Matcher, latest_ms: int) -> Iterable[tuple[Sequence[Record], list[int], screen.Said]]:
-    """(records, which of them, what these say) of all activities but those that are sound for certain and meet no rule."""
+def _telling(
+    records: Sequence[Record], matcher: Matcher, latest_ms: int
+) -> Iterable[tuple[Callable[[int], Record], Callable[[int], bytes | None], screen.Said]]:
+    """(the n-th record, its value, what all of them say) of all activities but those that are sound for certain and meet no rule."""
     if not _warm or not isinstance(records, Rows):
-        return [(records, [*range(len(records))], _nothing(len(records)))]
+        return [(records.__getitem__, lambda n: records[n].value, _nothing(len(records)))]
     fields = None if matcher.fields is None else screen.numbers_of(matcher.fields)
-    found: list[tuple[Sequence[Record], list[int], screen.Said]] = []
+    found: list[tuple[Callable[[int], Record], Callable[[int], bytes | None], screen.Said]] = []
     for rows in records.apart():
         (block,) = rows.blocks
         data, starts, sizes = block.data, block.spans[:, VALUE], block.spans[:, VALUE_SIZE]
@@ -136,9 +138,19 @@ def _telling(records: Sequence[Record], matcher: Matcher, latest_ms: int) -> Ite
         silent = np.flatnonzero(~telling)
         telling[silent] = ~screen.sound(data, starts[silent], sizes[silent], latest_ms)
         numbers = np.flatnonzero(telling)
-        said = _nothing(len(numbers)) if fields is None else screen.read(data, starts[numbers], sizes[numbers], latest_ms, fields)
-        found.append((rows, numbers.tolist(), said))
+        starts, sizes = starts[numbers], sizes[numbers]
+        said = _nothing(len(numbers)) if fields is None else screen.read(data, starts, sizes, latest_ms, fields)
+        found.append((_among(rows, numbers.tolist()), _values(data, starts.tolist(), sizes.tolist()), said))
     return found
+
+
+def _among(rows: Rows, numbers: list[int]) -> Callable[[int], Record]:
+    return lambda n: rows[numbers[n]]
+
+
+def _values(data: bytes, starts: list[int], sizes: list[int]) -> Callable[[int], bytes | None]:
+    """The n-th value, at a tenth of what it takes to make the record."""
+    return lambda n: None if sizes[n] < 0 else data[starts[n] : starts[n] + sizes[n]]
 
 
 def _nothing(count: int) -> screen.Said:
