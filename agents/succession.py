@@ -182,9 +182,16 @@ class Succession:
         if not found:
             return
         batch = Batch(p.views, p.reader({records.EVIDENCE + contact.encode() for contact in found}), p.is_here, p.context.max_merges)
+        owed: dict[bytes, bytes | None] = {}
         for contact, left in found.items():
             batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
-        p.add_aside(batch.decide(), also=[(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left])
+            if records.EVIDENCE in left:  # the owner before took it for a holder, and a view that it built may have spoken of it
+                mine = self._repeated.setdefault(contact, set())
+                mine.update(records.decode_evidence(left[records.EVIDENCE])[0].hits)
+                owed[REPEATED + contact.encode()] = b"".join(sorted(mine))
+        decision = batch.decide()
+        decision.records.update(owed)
+        p.add_aside(decision, also=[(LEFT + kind + contact.encode(), None) for contact, left in found.items() for kind in left])
 
     def _said(self, kept: set[bytes]) -> None:
         """The changelog's last records say all that is known; *kept*: of what others wrote before this worker became the owner."""
