@@ -11,7 +11,7 @@ CONTACTS = (10_000, 100_000, 1_000_000, 10_000_000)
 JOURNEYS = (1, 10, 100, 1000)
 RULES = (0, 1, 2, 5, 10)
 MERGED = (0.0, 0.1, 0.25, 0.5)
-HITS = (10, 4096)
+HITS = (10, 3500)  # past 4,096 a person is marked, and counted in a cell of its own
 ACTIVITIES = 1_000_000
 SMOOTH = 200_000
 """Of the curves that need fewer."""
