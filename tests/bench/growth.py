@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.bench import data
 from tests.bench.cases import STAGES_OF_MANY, Bench
-from tests.bench.ground import Run
+from tests.bench.ground import Ground, Run
 from tests.bench.report import Row
 
 CONTACTS = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -22,16 +22,10 @@ def contacts(bench: Bench) -> list[Row]:
     rows = []
     for n in CONTACTS:
         many = bench.scaled(n)
-        count = max(bench.scaled(ACTIVITIES), many)
         ground = bench.ground(f"contacts-{n}")
         ground.apply([data.journey()])
-        ground.load(data.activities("dense", count, many, in_turn=True), count)
-        with ground.worker() as worker:
-            run = ground.play(worker)
-            ground.verify_numbers(worker)
-            disk = ground.disk_bytes() / many
-        rows += _rows("contacts", f"{many:,} contacts", run, f"peak {run.peak_mib:.0f} MiB; {disk:.0f} bytes a contact on disk")
-        bench.forget(ground)
+        run, disk_bytes = _run(bench, ground, "dense", max(bench.scaled(ACTIVITIES), many), many, in_turn=True)
+        rows.append(_row("contacts", f"{many:,} contacts", run, f"; peak {run.peak_mib:.0f} MiB; {disk_bytes / many:.0f} bytes a contact on disk"))
     return rows
 
 
@@ -44,12 +38,8 @@ def journeys(bench: Bench) -> list[Row]:
         ground.apply([data.journey(stages=STAGES_OF_MANY), *(data.other_journey(i, STAGES_OF_MANY) for i in range(1, many))])
         ground.expected.stages = STAGES_OF_MANY
         ground.prepare(many)
-        ground.load(data.activities("sparse", count, max(1, count // 10)), count)
-        with ground.worker() as worker:
-            run = ground.play(worker)
-            ground.verify(worker)
-        rows += _rows("journeys curve", f"{many:,} journeys", run)
-        bench.forget(ground)
+        run, _ = _run(bench, ground, "sparse", count, max(1, count // 10))
+        rows.append(_row("journeys curve", f"{many:,} journeys", run))
     return rows
 
 
@@ -59,53 +49,50 @@ def rules(bench: Bench) -> list[Row]:
     for met in RULES:
         ground = bench.ground(f"rules-{met}")
         ground.apply([data.journey(), *([data.also_met(met - 1)] if met > 1 else [])])
-        ground.load(data.activities("dense" if met else "none", count, max(1, count // 10)), count)
-        with ground.worker() as worker:
-            run = ground.play(worker)
-            ground.verify(worker)
-        rows += _rows("rules", f"{met} rules met", run)
-        bench.forget(ground)
+        run, _ = _run(bench, ground, "dense" if met else "none", count, max(1, count // 10))
+        rows.append(_row("rules", f"{met} rules met", run))
     return rows
 
 
 def merges(bench: Bench) -> list[Row]:
     """Dense activities, and ever more of the contacts merged in pairs, most of which lie in two partitions, so that one hands over to the other."""
     rows, count = [], bench.scaled(SMOOTH)
+    many = max(2, count // 10)
     for share in MERGED:
-        many = max(2, count // 10)
         ground = bench.ground(f"merges-{share:g}")
         ground.apply([data.journey()])
-        ground.load(data.activities("dense", count, many), count)
         ground.merge([(f"c-{2 * i:06d}", f"c-{2 * i + 1:06d}") for i in range(int(many * share / 2))])
-        with ground.worker() as worker:
-            run = ground.play(worker)
-            ground.verify(worker)
-        rows += _rows("merges", f"{share:.0%} of {many:,} contacts merged", run)
-        bench.forget(ground)
+        run, _ = _run(bench, ground, "dense", count, many)
+        rows.append(_row("merges", f"{share:.0%} of {many:,} contacts merged", run))
     return rows
 
 
 def hits(bench: Bench) -> list[Row]:
     """Each activity is another hit on the same rules of few contacts, until each has so many hits on each rule."""
-    rows, costs = [], []
-    count = bench.scaled(SMOOTH)
+    rows, costs, count = [], [], bench.scaled(SMOOTH)
     for most in HITS:
         many = max(1, count // most // data.STAGES)
         ground = bench.ground(f"hits-{most}")
         ground.apply([data.journey()])
-        ground.load(data.activities("dense", count, many, in_turn=True), count)
-        with ground.worker() as worker:
-            run = ground.play(worker)
-            ground.verify(worker)
+        run, _ = _run(bench, ground, "dense", count, many, in_turn=True)
         costs.append(run.cpu_per_million)
-        rows += _rows("hits", f"up to {count // many // data.STAGES:,} hits on a rule, {many:,} contacts", run)
-        bench.forget(ground)
+        rows.append(_row("hits", f"up to {count // many // data.STAGES:,} hits on a rule, {many:,} contacts", run))
     return [*rows, Row("hits", "CPU of many against few", costs[-1] / costs[0], "times", at_most=3.0)]
 
 
-def _rows(case: str, point: str, run: Run, more: str = "") -> list[Row]:
-    said = f"{run.records:,} activities, {run.per_second:,.0f}/s"
-    return [Row(case, point, run.cpu_per_million, "s/M", said + (f"; {more}" if more else ""))]
+def _run(bench: Bench, ground: Ground, kind: str, count: int, contacts: int, *, in_turn: bool = False) -> tuple[Run, int]:
+    """A worker over these activities, every number verified, and bytes of its data directory. What *ground* wrote goes: the next needs the room."""
+    ground.load(data.activities(kind, count, contacts, in_turn=in_turn), count)
+    with ground.worker() as worker:
+        run = ground.play(worker)
+        ground.verify(worker)
+        disk_bytes = ground.disk_bytes()
+    bench.forget(ground)
+    return run, disk_bytes
+
+
+def _row(case: str, point: str, run: Run, more: str = "") -> Row:
+    return Row(case, point, run.cpu_per_million, "s/M", f"{run.records:,} activities, {run.per_second:,.0f}/s{more}")
 
 
 CASES = {"contacts": contacts, "journeys-curve": journeys, "rules": rules, "merges": merges, "hits": hits}
