@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 POSITION, REPEATED, LEFT, FOREIGN = b"p", b"r", b"h", b"f"
 CHANGELOG_POSITION = POSITION + b"changelog"
+_decode_values = msgspec.msgpack.Decoder(list[bytes | None]).decode
 REPEATED_CONTACTS = 250  # are announced at once: a person of many contacts says much
 
 
@@ -70,11 +71,9 @@ class Succession:
         for (_, found), old in zip(values.items(), self._partition.ledger.get_many([*values]), strict=True):
             if old is not None:
                 found.insert(0, old)
-        written = self._join(values)
+        joined, left = self._join(values)
         metrics.RECOVERED_RECORDS.inc(len(changes))
-        for key, value in written.items():
-            if key[:1] == LEFT:
-                continue
+        for key, value in joined.items():
             if value != last.get(key):
                 self.stale.add(key)
             elif key in self.stale:  # its owner has said it again
@@ -84,22 +83,22 @@ class Succession:
                     told.append((FOREIGN + key, None))
         # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
         position = [] if self.stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
-        self._partition.ledger.write([*written.items(), *self._restore_views(written), *told, *position])
+        self._partition.ledger.write([*joined.items(), *left.items(), *self._restore_views(joined), *told, *position])
 
     def resume(self) -> None:
         """Joins what somebody else wrote while this worker was the owner, as whoever reads the changelog does (see `keep`)."""
         ledger = self._partition.ledger
-        found = {key[1:]: msgspec.msgpack.decode(value, type=list[bytes | None]) for key, value in ledger.scan(FOREIGN)}
+        found = {key[1:]: _decode_values(value) for key, value in ledger.scan(FOREIGN)}
         if found:
             self._foreign, self.stale = {*found}, {*found}
             for (_, values), mine in zip(found.items(), ledger.get_many([*found]), strict=True):
                 if mine is not None:  # it was written behind
                     values.append(mine)
-            written = self._join(found)
-            ledger.write([*written.items(), *self._restore_views(written)])
+            joined, left = self._join(found)
+            ledger.write([*joined.items(), *left.items(), *self._restore_views(joined)])
 
-    def _join(self, values: Mapping[bytes, list[bytes | None]]) -> dict[bytes, bytes | None]:
-        """What RocksDB is to hold of *values*, all that is known of each key in the order of the log."""
+    def _join(self, values: Mapping[bytes, list[bytes | None]]) -> tuple[dict[bytes, bytes | None], dict[bytes, bytes]]:
+        """What *values* come to, all that is known of each key in the order of the log, and what that leaves out, under `LEFT`."""
         p = self._partition
         joined: dict[bytes, bytes | None] = {}
         left: dict[bytes, bytes] = {}
@@ -114,7 +113,7 @@ class Succession:
                 if kept is not None:
                     left[LEFT + identity] = records.join(identity, left.get(LEFT + identity) or p.ledger.get(LEFT + identity), kept) or kept
                     joined[identity] = None
-        return {**joined, **left}
+        return joined, left
 
     def _of_our_own(self, values: dict[bytes, list[bytes | None]]) -> list[tuple[bytes, bytes | None]]:
         """Takes what is not about a contact out of *values*; what becomes of it in RocksDB."""
@@ -135,7 +134,7 @@ class Succession:
         if not p.views.all:
             return []
         contacts: dict[str, tuple[bytes | None, bytes | None]] = {}
-        for contact in {key[1:] for key in joined if key[:1] != LEFT}:
+        for contact in {key[1:] for key in joined}:
             both = (records.EVIDENCE + contact, records.IDENTITY + contact)
             evidence, identity = (joined[k] if k in joined else p.ledger.get(k) for k in both)
             contacts[contact.decode()] = (evidence, identity)
@@ -212,7 +211,7 @@ class Succession:
         written: list[tuple[bytes, bytes | None]] = []
         for key, found in values.items():
             before = ledger.get(FOREIGN + key)
-            known = [] if before is None else msgspec.msgpack.decode(before, type=list[bytes | None])
+            known = [] if before is None else _decode_values(before)
             written.append((FOREIGN + key, msgspec.msgpack.encode([*known, *found])))
         ledger.write(written)
         self._foreign |= values.keys()
