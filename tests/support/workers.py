@@ -75,10 +75,12 @@ def compacted(bootstrap: str, topic: str, partitions: int = 4) -> dict[bytes, by
 
 
 class Feed(threading.Thread):
-    """Writes *count* records over *contacts* contacts to activities (and every tenth to handoffs) at *per_second*, and knows what was written."""
+    """Writes *count* records over *contacts* contacts to activities (and every tenth to handoffs) at *per_second*, and knows what was written.
+    The last *kept_back* wait until `rest` is set."""
 
-    def __init__(self, bootstrap: str, prefix: str, count: int, per_second: int, contacts: int = 2000) -> None:
+    def __init__(self, bootstrap: str, prefix: str, count: int, per_second: int, contacts: int = 2000, kept_back: int = 0) -> None:
         super().__init__(daemon=True)
+        self.kept_back, self.rest = kept_back, threading.Event()
         self.bootstrap, self.prefix, self.count, self.per_second, self.contacts = bootstrap, prefix, count, per_second, contacts
         self.written: Counter[str] = Counter()
         self.sent = 0
@@ -96,6 +98,9 @@ class Feed(threading.Thread):
         )
         started = time.monotonic()
         while self.sent < self.count:
+            if self.kept_back and self.sent >= self.count - self.kept_back:
+                producer.flush()
+                self.rest.wait()
             for _ in range(max(1, min(self.per_second // 50, self.count - self.sent))):
                 contact = f"c{self.sent * 7919 % self.contacts}"
                 topic = "handoffs" if self.sent % 10 == 9 else "activities"
