@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from schemas import codec, screen
+from schemas.compiled import Loops
 from schemas.errors import Refused
 from schemas.hashing import h8
 from schemas.rules import PerformedActivity
@@ -46,17 +47,12 @@ class Taken(NamedTuple):
     refused: list[tuple[Record, Refused]]
 
 
-_warm = False
-
-
-def warm() -> None:
-    """Compiles, which takes seconds where nobody has before; until then every activity is decoded."""
-    global _warm
+@Loops
+def loops() -> None:  # until they are ready every activity is decoded
     one = np.zeros(1, np.int64)
     screen.sound(b"{}", one, one + 2, 0)
     screen.read(b"{}", one, one + 2, 0, one)
     Sieve([PerformedActivity(activity="warm")]).passing(b"{}", one, one + 2)
-    _warm = True
 
 
 def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int) -> Taken:
@@ -126,7 +122,7 @@ def _telling(
     records: Sequence[Record], matcher: Matcher, latest_ms: int
 ) -> Iterable[tuple[Callable[[int], Record], Callable[[int], bytes | None], screen.Said]]:
     """(the n-th record, its value, what all of them say) of all activities but those that are sound for certain and meet no rule."""
-    if not _warm or not isinstance(records, Rows):
+    if not loops.ready or not isinstance(records, Rows):
         return [(records.__getitem__, lambda n: records[n].value, _nothing(len(records)))]
     fields = None if matcher.fields is None else screen.numbers_of(matcher.fields)
     found: list[tuple[Callable[[int], Record], Callable[[int], bytes | None], screen.Said]] = []

@@ -6,18 +6,19 @@ says the truth again of everybody touched by what the owner before may have had 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from state import records
+from state import joining, records
 from state.announcement import perhaps_said
 from state.decision import Batch, Decision
 from state.messages import Join
 
 from . import intake, metrics
 from .building import VIEW
+from .heard import Heard
 
 if TYPE_CHECKING:
     from .partition import Partition
@@ -59,22 +60,14 @@ class Succession:
 
     def recover(self, changes: Sequence[Any], last_offset: int) -> None:
         """See `Partition.recover`."""
-        values: dict[bytes, list[bytes | None]] = {}
-        for record in changes:
-            key = record.key
-            if key in values:
-                values[key].append(record.value)
-            else:
-                values[key] = [record.value]
-        told = self._of_our_own(values)
-        last = {key: found[-1] for key, found in values.items()}
-        for (_, found), old in zip(values.items(), self._partition.ledger.get_many([*values]), strict=True):
-            if old is not None:
-                found.insert(0, old)
-        joined, left = self._join(values)
+        heard = Heard(changes)
+        told = self._of_our_own(heard.last)
+        found = zip(heard.last, self._partition.ledger.get_many([*heard.last]), strict=True)
+        old = {key: value for key, value in found if value is not None}
+        joined, left = self._join(heard.last, heard.unsettled(old), lambda key: [*([old[key]] if key in old else []), *heard.values(key)])
         metrics.RECOVERED_RECORDS.inc(len(changes))
         for key, value in joined.items():
-            if value != last.get(key):
+            if value != heard.last.get(key):
                 self.stale.add(key)
             elif key in self.stale:  # its owner has said it again
                 self.stale.discard(key)
@@ -94,38 +87,41 @@ class Succession:
             for (_, values), mine in zip(found.items(), ledger.get_many([*found]), strict=True):
                 if mine is not None:  # it was written behind
                     values.append(mine)
-            joined, left = self._join(found)
+            joined, left = self._join({key: values[-1] for key, values in found.items()}, found, found.__getitem__)
             ledger.write([*joined.items(), *left.items(), *self._restore_views(joined)])
 
-    def _join(self, values: Mapping[bytes, list[bytes | None]]) -> tuple[dict[bytes, bytes | None], dict[bytes, bytes]]:
-        """What *values* come to, all that is known of each key in the order of the log, and what that leaves out, under `LEFT`."""
+    def _join(
+        self, last: Mapping[bytes, bytes | None], unsettled: Collection[bytes], values: Callable[[bytes], Sequence[bytes | None]]
+    ) -> tuple[dict[bytes, bytes | None], dict[bytes, bytes]]:
+        """What is known of each key comes to, and what that leaves out, under `LEFT`: its *last* value, but for the *unsettled* ones what all of its
+        *values* come to, in the order of the log."""
         p = self._partition
-        joined: dict[bytes, bytes | None] = {}
+        joined: dict[bytes, bytes | None] = {**last}
         left: dict[bytes, bytes] = {}
-        for key, found in values.items():
-            joined[key], lost = records.join_all(key, found)
+        for key in unsettled:
+            joined[key], lost = joining.join_all(key, values(key))
             if lost is not None:
-                left[LEFT + key] = records.join(key, p.ledger.get(LEFT + key), lost) or lost
-        for key in values:  # an alias keeps no identity; a stale writer's alias comes without the tombstone of one it did not know
+                left[LEFT + key] = joining.join(key, p.ledger.get(LEFT + key), lost) or lost
+        for key in unsettled:  # an alias keeps no identity; a stale writer's alias comes without the tombstone of one it did not know
             evidence, identity = joined[key], records.IDENTITY + key[1:]
             if key[:1] == records.EVIDENCE and evidence is not None and records.pointer_of(evidence) is not None:
                 kept = joined[identity] if identity in joined else p.ledger.get(identity)
                 if kept is not None:
-                    left[LEFT + identity] = records.join(identity, left.get(LEFT + identity) or p.ledger.get(LEFT + identity), kept) or kept
+                    left[LEFT + identity] = joining.join(identity, left.get(LEFT + identity) or p.ledger.get(LEFT + identity), kept) or kept
                     joined[identity] = None
         return joined, left
 
-    def _of_our_own(self, values: dict[bytes, list[bytes | None]]) -> list[tuple[bytes, bytes | None]]:
-        """Takes what is not about a contact out of *values*; what becomes of it in RocksDB."""
+    def _of_our_own(self, last: dict[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
+        """Takes what is not about a contact out of *last*; what becomes of it in RocksDB."""
         positions = self._partition.positions
-        own = {kind: [key for key in values if key[:1] == kind] for kind in (VIEW, POSITION, REPEATED)}
-        told = [self._partition.building.told(key, values.pop(key)[-1]) for key in own[VIEW]]
+        own = {kind: [key for key in last if key[:1] == kind] for kind in (VIEW, POSITION, REPEATED)}
+        told = [self._partition.building.told(key, last.pop(key)) for key in own[VIEW]]
         for key in own[POSITION]:
-            source, following = key[1:].decode(), int(values.pop(key)[-1] or 0)
+            source, following = key[1:].decode(), int(last.pop(key) or 0)
             if following > positions.get(source, -1):
                 positions[source] = following
                 told.append((key, str(following).encode()))
-        told += [(key, values.pop(key)[-1]) for key in own[REPEATED]]
+        told += [(key, last.pop(key)) for key in own[REPEATED]]
         return [entry for entry in told if entry is not None]
 
     def _restore_views(self, joined: Mapping[bytes, bytes | None]) -> list[tuple[bytes, bytes | None]]:
@@ -183,7 +179,7 @@ class Succession:
         batch = Batch(p.views, p.reader({records.EVIDENCE + contact.encode() for contact in found}), p.is_here, p.context.max_merges)
         owed: dict[bytes, bytes | None] = {}
         for contact, left in found.items():
-            batch.deliver(records.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
+            batch.deliver(joining.left_behind(contact, left.get(records.EVIDENCE), left.get(records.IDENTITY)))
             if records.EVIDENCE in left:  # the owner before took it for a holder, and a view that it built may have spoken of it
                 mine = self._repeated.setdefault(contact, set())
                 mine.update(records.decode_evidence(left[records.EVIDENCE])[0].hits)

@@ -30,7 +30,7 @@ from agents.partitions import Partitions
 from agents.refusals import Refusals
 from agents.reporter import Reporter
 from schemas.compiled import let_go, worth_preparing
-from state import kernel
+from state import joining, kernel
 from state.ledger import Memory
 from state.matching import Matcher
 from streams import blocks
@@ -171,9 +171,8 @@ def compile_loops() -> None:
 
 def load_loops() -> None:
     """Loads what was compiled, and compiles what was not."""
-    kernel.warm()
-    intake.warm()
-    blocks.warm()
+    for loops in (kernel.loops, joining.loops, intake.loops, blocks.loops):
+        loops.warm()
 
 
 async def _beside(run: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> None:

@@ -30,6 +30,19 @@ def compiled(loop: F) -> F:
     return cast(F, made)
 
 
+class Loops:
+    """The compiled loops of a module. *use* calls each of them as the module does; `ready`: using them costs no compilation."""
+
+    def __init__(self, use: Callable[[], None]) -> None:
+        self._use = use
+        self.ready = False
+
+    def warm(self) -> None:
+        """Compiles them, which takes seconds where nobody has before, and makes them `ready`."""
+        self._use()
+        self.ready = True
+
+
 def check_inside(data: bytes, starts: Any, sizes: Any) -> None:
     """Raises IndexError unless all values lie inside of *data*. *starts*, *sizes*: int64 of one length; a size of -1 is no value."""
     if len(starts) and (int(starts.min()) < 0 or int((starts + np.maximum(sizes, 0)).max()) > len(data)):

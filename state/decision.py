@@ -166,7 +166,7 @@ class Batch:
                     person.ids[hit] = ids[hit]
                     if person.cause == ACTIVITY:
                         person.cause_id = ids[hit]
-        if len(plain) < self._few or not kernel.ready() or any(not view.told and view.cursor is not None for view in self._views.all):
+        if len(plain) < self._few or not kernel.loops.ready or any(not view.told and view.cursor is not None for view in self._views.all):
             for contact, key, record in plain:
                 self._plain(contact, key, record, hits[contact], ids)
         else:
@@ -282,7 +282,7 @@ class Batch:
                     continue
                 known = plain[contact] = key, record, []
             known[2].extend((rule, blob[i : i + HIT_BYTES]) for rule, blob in message.hits.items() for i in range(0, len(blob), HIT_BYTES))
-        left: set[str] = {*plain} if len(plain) < self._few or not kernel.ready() else set()
+        left: set[str] = {*plain} if len(plain) < self._few or not kernel.loops.ready else set()
         if plain and not left:
             plan = self._views.plan
             if plan is None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schemas.compiled import compiled
+from schemas.compiled import Loops, compiled
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
 
@@ -31,22 +31,12 @@ FACT_BYTES = 8 + HIT_BYTES
 MOVES_A_CONTACT = 4  # room for as many, taken together; what has no room is left to others
 
 
-_warm = False
-
-
-def warm() -> None:
-    """Compiles, which takes seconds where nobody has before, and makes `ready`."""
-    global _warm
+@Loops
+def loops() -> None:
     rule = PerformedActivity(activity="warm")
     condition = Condition(op="all", members=(rule, rule))
     view = View(Journey(id="warm", name="warm", version=1, stages=(Stage(name="warm", condition=condition),)))
     Plan(Views([view])).join([b""], [[(rule_key(rule), bytes(HIT_BYTES))]])
-    _warm = True
-
-
-def ready() -> bool:
-    """Whether using it costs no compilation."""
-    return _warm
 
 
 class Move(NamedTuple):

@@ -86,7 +86,7 @@ def unpack(part: Any) -> list[Any]:
 
 def rows_of(part: Any) -> Records:
     """The same as `Rows`, which make no object of a record before somebody asks. Raises `CorruptBatch`."""
-    if not blocks.ready():
+    if not blocks.loops.ready:
         return unpack(part)
     aborted = part._aborted_transactions if part._isolation_level == READ_COMMITTED else ()
     try:
@@ -240,7 +240,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
             ):
                 continue  # not ours or not now: the position stays, it is fetched again
             size = part._records.size_in_bytes()
-            rows = unpack(part) if self.consumer._is_changelog_tp(tp) else rows_of(part)
+            rows = rows_of(part)
             state.consumed_to(part.next_fetch_offset)
             if isinstance(rows, Rows):
                 size = rows.size_bytes()  # what was compressed takes more now

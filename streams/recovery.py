@@ -16,6 +16,8 @@ from faust.tables import recovery as stock
 from faust.types import TP
 from mode import Service
 
+from streams.blocks import Records
+
 T = TypeVar("T")
 
 TOGETHER_RECORDS = 100_000
@@ -40,7 +42,7 @@ class Recovery(stock.Recovery):
         """Owned changelog partitions on the way to their end, and where that was."""
         self._read: dict[TP, int] = {}
         """Owned changelog partitions that are recovered, and up to where."""
-        self._waiting: dict[TP, list[Any]] = {}
+        self._waiting: dict[TP, Records] = {}
         """Records read and not yet joined; dropped when the assignment is over, since they are read again."""
         self._caught_up = asyncio.Event()
         self._serial = -1
@@ -146,13 +148,19 @@ class Recovery(stock.Recovery):
 
     # -- called by the consumer
 
-    def on_records(self, tp: TP, records: list[Any]) -> None:
+    def on_records(self, tp: TP, records: Records) -> None:
         """Records of a changelog partition, owned or standby, in order. Those of a partition that was taken away meanwhile are dropped."""
         if tp.partition not in self.opened or tp in self._read:
             return  # what comes behind the end of recovery was written by somebody else: the changelog finds it there
-        waiting = self._waiting.setdefault(tp, [])
-        waiting += records
-        if len(waiting) >= TOGETHER_RECORDS:
+        waiting = self._waiting.get(tp)
+        if waiting is not None and type(waiting) is not type(records):  # what reads them became ready
+            self._join(tp)
+            waiting = None
+        if waiting is None:
+            self._waiting[tp] = records
+        else:
+            waiting += records  # type: ignore[arg-type]
+        if len(self._waiting[tp]) >= TOGETHER_RECORDS:
             self._join(tp)
 
     def _join(self, tp: TP) -> None:

@@ -98,8 +98,8 @@ async def committed_is(bootstrap: str, prefix: str, topic: str, offset: int) -> 
 @pytest.fixture(params=["blocks", "objects"])
 def reading(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was fetched is taken apart in bulk, or record by record until that is compiled."""
-    blocks.warm()
-    monkeypatch.setattr(blocks, "_warm", request.param == "blocks")
+    blocks.loops.warm()
+    monkeypatch.setattr(blocks.loops, "ready", request.param == "blocks")
 
 
 async def test_chunks_come_whole_and_in_order_and_the_position_is_the_end(broker: Broker, prefix: str, tmp_path: Path, reading: None) -> None:

@@ -113,8 +113,8 @@ def seeds(r: Random) -> tuple[str, bytes]:
 
 def fuzz_records(count: int, seed: int, say: Callable[[str], None]) -> Found:
     """Raises whatever fails; what is refused is refused in words."""
-    kernel.warm()
-    intake.warm()
+    kernel.loops.warm()
+    intake.loops.warm()
     r, said, matcher = Random(seed), Counter[str](), Matcher(RULES)
     views = Views([View(parse_journey(JOURNEY), told=True)])
     keep: dict[bytes, bytes] = {}

@@ -28,6 +28,10 @@ async def work(directory):
         await loop.partitions[0].submit("activities", Rows(block_of(log)), lambda: None)
         await loop.partitions[0].submit("activities", Rows(block_of(log[:200]), block_of(log[200:])), lambda: None)
         await loop.partitions[0].drain()
+    partition = loop.partitions[0]
+    log = [Record(n, 1, key, value) for n, (key, value) in enumerate(partition.ledger.scan(b"e"))]
+    partition.succession.recover(Rows(block_of(log)), len(log))
+    partition.succession.recover(Rows(block_of(log[:9]), block_of(log[9:])), len(log))
     await loop.close()
 
 with tempfile.TemporaryDirectory() as directory:
@@ -35,7 +39,7 @@ with tempfile.TemporaryDirectory() as directory:
 after = {loop.py_func.__name__: loop.signatures for loop in compiled._loops}
 grown = {name: after[name] for name in after if len(after[name]) > len(before[name])}
 assert not grown, f"compiled while at work: {grown}"
-assert {"_pass", "_screen", "_read", "_join"} <= {name for name, made in after.items() if made}, after
+assert {"_pass", "_screen", "_read", "_join", "_by_key", "_settled"} <= {name for name, made in after.items() if made}, after
 """
 
 

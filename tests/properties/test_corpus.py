@@ -89,7 +89,7 @@ def taken_in(sent: list[Sent], fetched: bool) -> list[tuple[Any, Refused]]:
     for offset, one in enumerate(sent):
         chunks[one.topic].append(Record(offset, one.timestamp_ms or AT_MS, one.key, one.value, one.headers))
     if fetched:
-        intake.warm()
+        intake.loops.warm()
         chunks["activities"] = Rows(*(block_of([record]) for record in chunks["activities"]))
     return [
         *intake.activities(chunks["activities"], Matcher({}), NOW_MS, AHEAD_MS).refused,

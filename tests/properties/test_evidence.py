@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state import records
+from state import joining, records
 from state.evidence import HIT_BYTES, LIMIT_HITS, Evidence, each, first_at_or_after, hit, moment, moment_ms, union
 from state.identity import Identity
 from tests.support.strategies import CONTACTS, blobs, hit_sets, hits, merges, profiles, rule_keys
@@ -195,7 +195,7 @@ def test_records_join_in_any_order(data: st.DataObject, key: bytes) -> None:
     a, b, c = data.draw(kind), data.draw(kind), data.draw(kind)
 
     def join(x: bytes | None, y: bytes | None) -> bytes | None:
-        return records.join(key, x, y)
+        return joining.join(key, x, y)
 
     assert said(key, join(a, b)) == said(key, join(b, a))
     assert said(key, join(join(a, b), c)) == said(key, join(a, join(b, c)))
@@ -208,4 +208,4 @@ def test_records_join_in_any_order(data: st.DataObject, key: bytes) -> None:
 @given(hit_sets)
 def test_an_alias_stands_above_every_holder(found: dict[bytes, bytes]) -> None:
     alias, holder = records.encode_alias("ann"), records.encode_evidence(evidence(found), False)
-    assert records.join(E_KEY, holder, alias) == alias == records.join(E_KEY, alias, holder)
+    assert joining.join(E_KEY, holder, alias) == alias == joining.join(E_KEY, alias, holder)

@@ -19,7 +19,7 @@ from state.progress import Projection
 from state.records import ALIAS, HAS_IDENTITY, decode_evidence, encode_alias, encode_evidence
 from state.views import Source, View, Views
 
-kernel.warm()
+kernel.loops.warm()
 RULES = [PerformedActivity(activity=f"a{n}") for n in range(5)]
 KEYS = [rule_key(rule) for rule in RULES]
 UNWATCHED = b"nobody's"

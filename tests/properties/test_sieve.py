@@ -66,7 +66,7 @@ def test_intake_takes_of_what_was_fetched_what_it_takes_of_single_records(
         value = written(said, ascii_only, spaced=bool(offset % 2))
         log.append(Record(offset, 1, b"c", None if cut == 1 else value[:cut] if cut < 4 else value, (("h", None), ("\u00e9", b"1"))))
     step = len(log) // blocks + 1
-    intake.warm()
+    intake.loops.warm()
     rows = Rows(*(block_of(log[at : at + step]) for at in range(0, len(log), step)))
     one = intake.activities(log, matcher, NOW_MS, 0)
     for _ in range(2):  # the second time by what is remembered

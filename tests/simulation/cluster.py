@@ -23,12 +23,13 @@ import state.views
 from agents import intake
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
-from state import kernel
+from state import joining, kernel
 from state.decision import FEW
 from state.matching import Matcher
 from state.progress import Projection, rules_of
 from state.recalculation import by_key
 from state.views import group_key, index_prefix
+from streams import blocks
 from streams.blocks import Rows
 from streams.partitioner import partition_of
 from tests.support.records import block_of
@@ -46,8 +47,10 @@ _all_rules = parse_journey(
 )
 ALL_RULES = tuple(rules_of(_all_rules.stages[0].condition))
 MATCHER = Matcher(by_key(ALL_RULES))
-kernel.warm()  # every second history is decided by compiled code, however few contacts a batch has
-intake.warm()  # and of every two of each kind one takes activities in by it
+kernel.loops.warm()  # every second history is decided by compiled code, however few contacts a batch has
+intake.loops.warm()  # and of every two of each kind one takes activities in by it
+joining.loops.warm()  # and every second one reads changelogs by it
+blocks.loops.warm()
 
 
 class Record(NamedTuple):
@@ -251,7 +254,7 @@ class Cluster:
         while left:
             n = self.rng.randint(1, len(left))
             chunk, left = left[:n], left[n:]
-            part.recover(chunk, chunk[-1].offset)
+            part.recover(Rows(block_of(chunk)) if self.plan.seed % 2 else chunk, chunk[-1].offset)
 
     def drop(self, worker: Worker, p: int) -> None:
         part = worker.open.pop(p)

@@ -122,19 +122,19 @@ def stage_changes_not_waited_for() -> Iterator[None]:
 
 @mutation
 def recovery_takes_the_last_record_instead_of_joining() -> Iterator[None]:
-    with patch.object(state.records, "join", lambda key, old, new: new):
+    with patch.object(state.joining, "join", lambda key, old, new: new):
         yield
 
 
 @mutation
 def recovery_lets_a_holder_replace_an_alias() -> Iterator[None]:
-    original = state.records.join
+    original = state.joining.join
 
     def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
         evidence = key[:1] == state.records.EVIDENCE and old is not None and new is not None
         return new if evidence and state.records.pointer_of(new or b"") is None else original(key, old, new)
 
-    with patch.object(state.records, "join", join):
+    with patch.object(state.joining, "join", join):
         yield
 
 
