@@ -84,6 +84,7 @@ async def run_worker(
     listener, url = _listen(settings)
     kafka = aiokafka_kwargs(settings)
     topics = {short: settings.topic_prefix + short for short in TOPICS}
+    memory = Memory(settings.memory_mb)
     app = build_app(
         kafka_options=kafka,
         group=settings.group,
@@ -96,6 +97,7 @@ async def run_worker(
         session_s=settings.session_timeout_seconds,
         heartbeat_s=settings.heartbeat_seconds,
         standby_replicas=settings.standby_replicas,
+        recovery_bytes=memory.beside_bytes,
     )
     broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -109,7 +111,7 @@ async def run_worker(
     context = Context(
         partitions=settings.partitions,
         data_dir=settings.data_dir,
-        memory=Memory(settings.memory_mb),
+        memory=memory,
         topics=topics,
         outward=app.outward,
         changelog=app.changelog,

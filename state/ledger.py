@@ -38,7 +38,9 @@ class Memory:
         """For records that were written last, of all ledgers."""
         self.ledgers = 0
         """How many are open."""
-        total = (memory_mb << 20) - self.recent_bytes - (memory_mb << 20 >> BESIDE_SHIFT)
+        self.beside_bytes = memory_mb << 20 >> BESIDE_SHIFT
+        """For what is on its way, and in recovery for what was read and is not joined yet."""
+        total = (memory_mb << 20) - self.recent_bytes - self.beside_bytes
         self.cache = rocksdict.Cache(total)
         self.buffer_bytes = total // 3
         # write buffers are charged to the cache, so that both together keep to the setting

@@ -32,6 +32,8 @@ class App(faust.App):
     partitions: Partitions
     changelog: Changelog
     outward: Outward
+    recovery_bytes: int
+    """What recovery may hold, read and not joined yet."""
     kafka_options: Mapping[str, Any]
     """Options for every aiokafka client: bootstrap_servers, security_protocol, TLS and SASL."""
 
@@ -63,6 +65,7 @@ def build_app(
     heartbeat_s: float = 2.0,
     standby_replicas: int = 0,
     fetch_bytes: int = 1 << 20,
+    recovery_bytes: int = 64 << 20,
     check_crcs: bool = True,
 ) -> App:
     """A worker's app, not started. *sources* are the topics delivered in chunks, co-partitioned with *changelog*; *url* is where this worker
@@ -95,7 +98,7 @@ def build_app(
         consumer_group_instance_id=instance_id,
         table_standby_replicas=standby_replicas,
     )
-    app.kafka_options = kafka_options
+    app.kafka_options, app.recovery_bytes = kafka_options, recovery_bytes
     app.changelog = Changelog(app, changelog)
     app.outward = Outward(kafka_options, client_id=f"{group}-outward")
     app.tables.add(

@@ -7,6 +7,8 @@ its changelog to the end, and never lets a partition of an older assignment go o
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 from collections.abc import Awaitable
 from time import monotonic
 from typing import Any, TypeVar
@@ -16,12 +18,12 @@ from faust.tables import recovery as stock
 from faust.types import TP
 from mode import Service
 
-from streams.blocks import Records
+from streams.blocks import Records, Rows
 
 T = TypeVar("T")
 
-TOGETHER_RECORDS = 100_000
-"""So many changelog records of a partition are joined at once."""
+RECORD_BYTES = 300
+"""That a record takes beside its bytes, as an object."""
 
 
 class Recovery(stock.Recovery):
@@ -44,6 +46,7 @@ class Recovery(stock.Recovery):
         """Owned changelog partitions that are recovered, and up to where."""
         self._waiting: dict[TP, Records] = {}
         """Records read and not yet joined; dropped when the assignment is over, since they are read again."""
+        self._waiting_bytes: dict[TP, int] = {}
         self._caught_up = asyncio.Event()
         self._serial = -1
         self._step: asyncio.Future[Any] | None = None
@@ -89,6 +92,7 @@ class Recovery(stock.Recovery):
         starts, ends = await self._bounds(active | standby)
         await self._unless_over(consumer.seek_wait(starts))
         self._waiting.clear()
+        self._waiting_bytes.clear()
         self._targets, self._read = {tp: ends[tp] for tp in active}, {}
         self._caught_up.clear()
         before = self.recovered_records
@@ -105,6 +109,7 @@ class Recovery(stock.Recovery):
             await self._unless_over(app.partitions.activate(tp.partition))
         await self._unless_over(consumer.perform_seek())
         await self._unless_over(app.on_rebalance_complete.send())
+        _give_back()
         self._set_recovery_ended()
         consumer.resume_partitions({tp for tp in consumer.assignment() if tp not in active})
         self._flow()
@@ -160,11 +165,13 @@ class Recovery(stock.Recovery):
             self._waiting[tp] = records
         else:
             waiting += records  # type: ignore[arg-type]
-        if len(self._waiting[tp]) >= TOGETHER_RECORDS:
-            self._join(tp)
+        self._waiting_bytes[tp] = self._waiting_bytes.get(tp, 0) + _size_bytes(records)
+        while sum(self._waiting_bytes.values()) > self.app.recovery_bytes:
+            self._join(max(self._waiting_bytes, key=self._waiting_bytes.__getitem__))
 
     def _join(self, tp: TP) -> None:
         """Joins what is waiting of a partition into its store: many records at once, since they have few keys."""
+        self._waiting_bytes.pop(tp, None)
         records = self._waiting.pop(tp, None)
         if not records or tp.partition not in self.opened:
             return
@@ -193,6 +200,7 @@ class Recovery(stock.Recovery):
         """Revoked, or the worker stops: closes every partition, so that its lock is free and nothing of it goes on."""
         self._targets, self._read = {}, {}
         self._waiting.clear()
+        self._waiting_bytes.clear()
         if self._step is not None and not self._step.done():  # an `activate` may be under way
             self._step.cancel()
             await asyncio.wait([self._step])
@@ -207,3 +215,15 @@ class Recovery(stock.Recovery):
 
     def flush_buffers(self) -> None:
         """Nothing is buffered."""
+
+
+def _size_bytes(records: Records) -> int:
+    if isinstance(records, Rows):
+        return sum(len(block.data) + block.spans.nbytes for block in records.blocks)
+    return sum(RECORD_BYTES + len(record.key or b"") + len(record.value or b"") for record in records)
+
+
+def _give_back() -> None:
+    """Gives back to the system what recovery took and the allocator keeps, where it can."""
+    with contextlib.suppress(AttributeError):  # of glibc
+        ctypes.CDLL(None).malloc_trim(0)
