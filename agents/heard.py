@@ -19,7 +19,7 @@ class Heard:
         self.last: dict[bytes, bytes | None] = {}
         self._all: dict[bytes, list[bytes | None]] = {}
         self._block: Block | None = None
-        if isinstance(changes, Rows) and blocks.loops.ready and joining.loops.ready:
+        if isinstance(changes, Rows) and joining.loops.ready:
             self._block = block = changes.together()
             keys, self._rows, self._ends = blocks.by_key(block)
             self._number = {key: n for n, key in enumerate(keys)}

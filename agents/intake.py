@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,16 +15,19 @@ from schemas.compiled import Loops
 from schemas.errors import Refused
 from schemas.hashing import h8
 from schemas.rules import PerformedActivity
-from schemas.times import format_ms
+from schemas.times import LAST_MS, format_ms
+from state.arrivals import NO_ARRIVALS, Arrivals, arrivals
 from state.evidence import BIAS
 from state.identity import Merge, Profile
-from state.matching import Matcher
+from state.matching import Keys, Matcher
 from state.messages import ACTIVITY, ERASURE, Join, Message, Origin, Unite
 from state.sieve import Sieve
 from streams.blocks import VALUE, VALUE_SIZE, Rows
 
 from . import handoffs, metrics
 from .pipeline import OutRecord
+
+Array = np.ndarray[Any, Any]
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -41,8 +45,7 @@ class Record(Protocol):
 class Taken(NamedTuple):
     """What a chunk of one topic comes to."""
 
-    hits: dict[str, list[tuple[bytes, bytes]]]  # contact -> [(rule key, hit)]
-    ids: dict[bytes, str]  # hit -> activity id
+    arrived: Arrivals
     messages: list[Message]
     refused: list[tuple[Record, Refused]]
 
@@ -57,65 +60,80 @@ def loops() -> None:  # until they are ready every activity is decoded
 
 def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int) -> Taken:
     """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused."""
-    hits: dict[str, list[tuple[bytes, bytes]]] = {}
-    ids: dict[bytes, str] = {}
     refused: list[tuple[Record, Refused]] = []
-    decode, match, known, plain_bytes = codec.activity_decoder, matcher.match, matcher.known.get, codec.PLAIN_BYTES
-    latest_ms = now_ms + ahead_ms
-    latest = _EPOCH + dt.timedelta(milliseconds=min(latest_ms, 253_402_300_799_000))
-    n_hits = 0
-    for among, value, said in _telling(records, matcher, latest_ms):
-        text, at_bytes, bounds = said.text, said.at, said.bounds
-        places = zip(range(len(said.sound)), said.sound, bounds[::3], bounds[1::3], bounds[2::3], bounds[3::3], strict=False)
-        for n, sound, begin, contact_begin, id_begin, end in places:
-            if sound:
-                signature = text[begin:contact_begin]
-                rules = known(signature)
-                if rules is None:
-                    rules = match(codec.decode_activity(value(n)))
-                    matcher.remember(signature, rules)
-                if not rules:
-                    continue
-                id_, contact = text[id_begin:end], text[contact_begin:id_begin]
-                hit = at_bytes[8 * n : 8 * n + 8] + h8(id_)
-            else:
-                raw = value(n)
-                try:
-                    if raw is not None and len(raw) <= plain_bytes and raw.isascii():
-                        try:
-                            activity = decode(raw)
-                        except codec.DECODE_ERRORS:
-                            raise codec.explain_activity(raw) from None
-                    else:
-                        activity = codec.decode_activity(raw)
-                    at = activity.at
-                    if at > latest if type(at) is not int else at > latest_ms:
-                        codec.refuse_future(codec.activity_at_ms(activity), now_ms, ahead_ms)
-                    rules = match(activity)
-                    if not rules:
-                        continue
-                    at_ms = codec.activity_at_ms(activity)  # refuses what an offset pushed out of the calendar
-                    id_, contact = activity.id or codec.activity_id(activity, raw), activity.contact_id  # type: ignore[arg-type]
-                    hit = (at_ms + BIAS).to_bytes(8, "big") + h8(id_)
-                except Refused as error:
-                    refused.append((among(n), error))
-                    continue
-            n_hits += 1
-            ids[hit] = id_
-            mine = hits.get(contact)
-            if mine is None:
-                mine = hits[contact] = []
-            for rule in rules:
-                mine.append((rule, hit))
+    all_met, all_ids, texts = list[Keys](), list[str](), list[bytes]()
+    columns: list[tuple[Array, Array, Array]] = []  # where contacts begin in the texts, how long they are, moments
+    known, base = matcher.known.get, 0
+    for among, value, said in _telling(records, matcher, now_ms + ahead_ms):
+        text, bounds = said.text, said.bounds
+        signatures = [text[begin:end] for begin, end in zip(bounds[:-1:3], bounds[1::3], strict=True)]
+        met = list(map(known, signatures))
+        told: dict[int, tuple[str, str, int]] = {}  # contact, id and moment of those that had to be decoded
+        for n in [n for n, keys in enumerate(met) if keys is None]:
+            try:
+                met[n] = _looked_up(value(n), signatures[n], matcher) if said.sound[n] else _decoded(value(n), matcher, now_ms, ahead_ms, n, told)
+            except Refused as error:
+                refused.append((among(n), error))
+        rows = [n for n, keys in enumerate(met) if keys]
+        places = np.array(bounds, np.int64)
+        starts, sizes = places[1::3][rows], np.diff(places)[1::3][rows]
+        moments = np.frombuffer(said.at, ">u8").astype(np.uint64)[rows]
+        ids = [text[bounds[at] : bounds[at + 1]] for at in [3 * n + 2 for n in rows]]
+        data = text.encode()
+        if told:
+            at = {n: i for i, n in enumerate(rows)}
+            for n, (contact, id_, moment) in told.items():
+                i, encoded = at[n], contact.encode()
+                starts[i], sizes[i], moments[i], ids[i] = len(data), len(encoded), moment, id_
+                data += encoded
+        columns.append((starts + base, sizes, moments))
+        texts.append(data)
+        base += len(data)
+        all_met += [met[n] for n in rows]  # type: ignore[misc]
+        all_ids += ids
     outcome = metrics.ACTIVITIES.labels
-    outcome("hit").inc(n_hits)
+    outcome("hit").inc(len(all_met))
     outcome("rejected").inc(len(refused))
-    outcome("no_hit").inc(len(records) - n_hits - len(refused))
+    outcome("no_hit").inc(len(records) - len(all_met) - len(refused))
     if matcher.faults:
         for rule, count in matcher.faults.items():
             metrics.RULE_FAULTS.labels(rule).inc(count)
         matcher.faults.clear()
-    return Taken(hits, ids, [], refused)
+    if not all_met:
+        return Taken(NO_ARRIVALS, [], refused)
+    starts, sizes, moments = columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
+    return Taken(arrivals(b"".join(texts), starts, sizes, all_met, moments, b"".join(map(h8, all_ids)), all_ids), [], refused)
+
+
+def _looked_up(raw: bytes | None, signature: str, matcher: Matcher) -> Keys:
+    """The rules that a sound activity meets whose *signature* nobody remembers."""
+    met = matcher.match(codec.decode_activity(raw))
+    matcher.remember(signature, met)
+    return met
+
+
+def _decoded(raw: bytes | None, matcher: Matcher, now_ms: int, ahead_ms: int, n: int, told: dict[int, tuple[str, str, int]]) -> Keys:
+    """The rules that an activity meets; *told* hears, under *n*, who did it, its id and its moment, if there are any. Raises `Refused`."""
+    if raw is not None and len(raw) <= codec.PLAIN_BYTES and raw.isascii():
+        try:
+            activity = codec.activity_decoder(raw)
+        except codec.DECODE_ERRORS:
+            raise codec.explain_activity(raw) from None
+    else:
+        activity = codec.decode_activity(raw)
+    at, latest_ms = activity.at, now_ms + ahead_ms
+    if at > _latest(latest_ms) if type(at) is not int else at > latest_ms:
+        codec.refuse_future(codec.activity_at_ms(activity), now_ms, ahead_ms)
+    met = matcher.match(activity)
+    if met:
+        at_ms = codec.activity_at_ms(activity)  # refuses what an offset pushed out of the calendar
+        told[n] = activity.contact_id, activity.id or codec.activity_id(activity, raw), at_ms + BIAS  # type: ignore[arg-type]
+    return met
+
+
+@lru_cache(maxsize=2)
+def _latest(latest_ms: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(milliseconds=min(latest_ms, LAST_MS))
 
 
 def _telling(
@@ -151,7 +169,7 @@ def _values(data: bytes, starts: list[int], sizes: list[int]) -> Callable[[int],
 
 def _nothing(count: int) -> screen.Said:
     """What so many records say that nobody has looked at."""
-    return screen.Said([False] * count, b"", "", [0] * (3 * count + 1))
+    return screen.Said([False] * count, bytes(8 * count), "", [0] * (3 * count + 1))
 
 
 def as_join(contact: str, hits: list[tuple[bytes, bytes]]) -> Join:
@@ -177,7 +195,7 @@ def merges(records: Sequence[Record], topic: str, partition: int, now_ms: int, a
             messages.append(Unite(merge.from_, merge.into, (fact,), merge.id, origin))
         except Refused as error:
             refused.append((record, error))
-    return Taken({}, {}, messages, refused)
+    return Taken(NO_ARRIVALS, messages, refused)
 
 
 def profiles(records: Sequence[Record], now_ms: int, ahead_ms: int) -> Taken:
@@ -198,7 +216,7 @@ def profiles(records: Sequence[Record], now_ms: int, ahead_ms: int) -> Taken:
             messages.append(Join(profile.contact_id, profiles={profile.contact_id: said}, cause=ACTIVITY))
         except Refused as error:
             refused.append((record, error))
-    return Taken({}, {}, messages, refused)
+    return Taken(NO_ARRIVALS, messages, refused)
 
 
 def handed_over(records: Sequence[Record]) -> Taken:
@@ -210,7 +228,7 @@ def handed_over(records: Sequence[Record]) -> Taken:
             messages.append(handoffs.decode(record.value or b""))
         except Refused as error:
             refused.append((record, error))
-    return Taken({}, {}, messages, refused)
+    return Taken(NO_ARRIVALS, messages, refused)
 
 
 def rejected(topic: str, partition: int, record: Any, error: Refused, now_ms: int) -> OutRecord:

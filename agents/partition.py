@@ -16,10 +16,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from schemas import changes as change_codec
 from schemas.errors import Refused
 from schemas.journey import Journey
 from state import records
+from state.arrivals import Arrivals
 from state.decision import FEW, Batch, Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
@@ -202,22 +205,18 @@ class Partition:
 
     def _decide(self, taken: intake.Taken, rebuilt: bool = False) -> Decision:
         foreign: list[Message] = []
-        hits = taken.hits
-        keys = {contact: records.EVIDENCE + contact.encode() for contact in hits}
-        if hits:
-            contacts = list(hits)
-            numbers = partitions_of([key[1:] for key in keys.values()], self.context.partitions)
-            for i in (numbers != self.number).nonzero()[0]:
-                contact = contacts[i]
-                foreign.append(_as_join(contact, hits.pop(contact), taken.ids))
-                del keys[contact]
+        arrived = taken.arrived
+        if arrived:
+            here_too = partitions_of(arrived.contacts, self.context.partitions) == self.number
+            foreign += [_as_join(arrived, number) for number in np.flatnonzero(~here_too).tolist()]
+            arrived = arrived.only(here_too)
         here: list[Message] = []
         for message in taken.messages:
             (here if self.is_here(message.to) else foreign).append(message)
-        reader = self.reader({*keys.values(), *(records.EVIDENCE + m.to.encode() for m in here)})
+        reader = self.reader({*arrived.keys, *(records.EVIDENCE + m.to.encode() for m in here)})
         batch = Batch(self.views, reader, self.is_here, self.context.max_merges, few=self.context.few)
-        if hits:
-            batch.activities(hits, taken.ids)
+        if arrived:
+            batch.activities(arrived)
         if rebuilt:
             batch.gather(here)
         else:
@@ -283,7 +282,7 @@ class Partition:
             handed.append((partition_of(message.to, n), message.to.encode(), handoffs.encode(message), [], now_ms))
 
         def commit(offset: int | None) -> None:
-            written: list[tuple[bytes, bytes | None]] = [*decision.records.items(), *decision.entries.items(), *also]
+            written: list[tuple[bytes, bytes | None]] = [*decision.entries.items(), *also]
             written.extend(self.add_totals(totals))
             if position is not None:
                 source, following = position
@@ -292,7 +291,7 @@ class Partition:
                     written.append((POSITION + source.encode(), str(following).encode()))
             if offset is not None and not self.context.changelog.frozen(self.number):
                 written.append((CHANGELOG_POSITION, str(offset).encode()))
-            self.ledger.write(written, drop)
+            self.ledger.write(written, drop, decision.records)
             assert overlay[0] is decision.records, "decisions reach RocksDB in the order in which they were made"
             overlay.popleft()
             if position is not None:
@@ -367,6 +366,7 @@ class Partition:
         return value if on_its_way else self.ledger.get(key)
 
 
-def _as_join(contact: str, hits: list[tuple[bytes, bytes]], ids: dict[bytes, str]) -> Join:
+def _as_join(arrived: Arrivals, number: int) -> Join:
     """Hits of a contact of another partition as a message for it."""
-    return intake.as_join(contact, hits)._replace(cause_id=ids[hits[-1][1]], ids={hit: ids[hit] for _, hit in hits})
+    facts, ids = arrived.of(number), arrived.ids_of(number)
+    return intake.as_join(arrived.contact(number), facts)._replace(cause_id=ids[-1], ids=dict(zip((hit for _, hit in facts), ids, strict=True)))

@@ -227,7 +227,7 @@ class Succession:
         if first_offset >= self._repeat_to.get(source, 0):
             return {}
         p = self._partition
-        rules = {contact: {rule for rule, _ in hits} for contact, hits in taken.hits.items()}
+        rules = {contact: {rule for rule, _ in hits} for contact, hits in taken.arrived.items()}
         for message in taken.messages:
             rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
         load = p.reader({records.EVIDENCE + contact.encode() for contact in rules})

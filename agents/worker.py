@@ -29,6 +29,7 @@ from agents.partition import SOURCES, Context
 from agents.partitions import Partitions
 from agents.refusals import Refusals
 from agents.reporter import Reporter
+from schemas import grouping
 from schemas.compiled import let_go, worth_preparing
 from state import joining, kernel
 from state.ledger import Memory
@@ -173,7 +174,7 @@ def compile_loops() -> None:
 
 def load_loops() -> None:
     """Loads what was compiled, and compiles what was not."""
-    for loops in (kernel.loops, joining.loops, intake.loops, blocks.loops):
+    for loops in (grouping.loops, kernel.loops, joining.loops, intake.loops, blocks.loops):
         loops.warm()
 
 

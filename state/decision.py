@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import NamedTuple
+
+import numpy as np
 
 from schemas.changes import StageChange
 
@@ -25,6 +26,7 @@ from .announcement import (
     said_of,
     spoken_before,
 )
+from .arrivals import Arrivals, Fact
 from .evidence import HIT_BYTES, Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Said, Unite
@@ -138,68 +140,67 @@ class Batch:
 
     # ------------------------------------------------------------------ arrivals
 
-    def activities(self, hits: Mapping[str, list[tuple[bytes, bytes]]], ids: Mapping[bytes, str]) -> None:
-        """Hits of contacts of this partition: contact -> [(rule key, hit)]; *ids* gives the activity's id for each hit."""
-        done, load, persons = self._decision.records, self._load, self._persons
-        plain: list[tuple[str, bytes, bytes | None]] = []
-        for contact, new in hits.items():
-            key = records.EVIDENCE + contact.encode()
-            if contact not in persons and key not in done:
-                record = load(key)
-                if record is None or records.is_plain(record):
-                    plain.append((contact, key, record))
-                    continue
-            person = persons.get(contact) or self._person(contact)
-            if person.pointer is not None:
-                joined = Evidence()
-                for rule, hit in new:
-                    joined.add(rule, hit)
-                theirs = {hit: ids[hit] for _, hit in new}
-                self._send(Join(person.pointer, joined.hits, cause_id=theirs[new[-1][1]], ids=theirs))
-                continue
-            erased_at_ms = person.head[2]
-            for rule, hit in new:
-                if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
-                    continue
-                if person.evidence.add(rule, hit):
-                    person.rules.add(rule)
-                    person.ids[hit] = ids[hit]
-                    if person.cause == ACTIVITY:
-                        person.cause_id = ids[hit]
-        if len(plain) < self._few or not kernel.loops.ready or any(not view.told and view.cursor is not None for view in self._views.all):
-            for contact, key, record in plain:
-                self._plain(contact, key, record, hits[contact], ids)
+    def activities(self, arrived: Arrivals) -> None:
+        """Hits of contacts of this partition."""
+        done, persons, keys = self._decision.records, self._persons, arrived.keys
+        known = list(map(self._load, keys))
+        plain = np.fromiter((record is None or record[1] == 0 for record in known), np.bool_, len(known))
+        if done or persons:
+            plain &= [key not in done and key[1:].decode() not in persons for key in keys]
+        for number in np.flatnonzero(~plain).tolist():
+            self._one(arrived.contact(number), arrived.of(number), arrived.ids_of(number))
+        if not plain.all():
+            arrived, known = arrived.only(plain), [known[number] for number in np.flatnonzero(plain).tolist()]
+        if len(arrived) < self._few or not kernel.loops.ready or any(not view.told and view.cursor is not None for view in self._views.all):
+            for number, record in enumerate(known):
+                self._plain(arrived, number, record)
         else:
-            self._plain_ones(plain, hits, ids)
+            self._plain_ones(arrived, known)
         self._drain()
 
-    def _plain_ones(
-        self, plain: list[tuple[str, bytes, bytes | None]], hits: Mapping[str, list[tuple[bytes, bytes]]], ids: Mapping[bytes, str]
-    ) -> None:
+    def _one(self, contact: str, facts: Sequence[Fact], ids: Sequence[str]) -> None:
+        """Hits of anybody. *ids*: of the activity behind each."""
+        person = self._persons.get(contact) or self._person(contact)
+        if person.pointer is not None:
+            joined = Evidence()
+            for fact in facts:
+                joined.add(*fact)
+            self._send(Join(person.pointer, joined.hits, cause_id=ids[-1], ids={hit: id_ for (_, hit), id_ in zip(facts, ids, strict=True)}))
+            return
+        erased_at_ms = person.head[2]
+        for (rule, hit), id_ in zip(facts, ids, strict=True):
+            if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
+                continue
+            if person.evidence.add(rule, hit):
+                person.rules.add(rule)
+                person.ids[hit] = id_
+                if person.cause == ACTIVITY:
+                    person.cause_id = id_
+
+    def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> None:
         """What `_plain` does, of many at once: by compiled code, where every view has said all that it has to say of the past."""
         plan = self._views.plan
         if plan is None:
             plan = self._views.plan = kernel.Plan(self._views)
-        facts = [hits[contact] for contact, _, _ in plain]
-        states, made, moves, taken = plan.join([record or b"" for _, _, record in plain], facts)
+        states, made, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends)
         written = self._decision.records
-        for (contact, key, record), state, new_record in zip(plain, states, made, strict=True):
+        for number, (key, state, new_record) in enumerate(zip(arrived.keys, states, made, strict=True)):
             if state == kernel.JOINED:
                 written[key] = new_record
             elif state == kernel.LEFT:
-                self._plain(contact, key, record, hits[contact], ids)
+                self._plain(arrived, number, known[number])
         if not moves:
             return
-        begins = [0, *accumulate(map(len, facts))]
+        hits, ids, begins, ends = arrived.hits, arrived.ids, arrived.begins, arrived.ends.tolist()
         for number, view, before, after, on in moves:
-            contact, key, _ = plain[number]
-            begin = begins[number]
-            changed = [hit for i, (_, hit) in enumerate(facts[number], begin) if taken[i]]
-            arrived = {hit: ids[hit] for hit in changed}
+            contact = arrived.contacts[number]
+            name = contact.decode()
+            changed = [i for i in range(begins[number], ends[number]) if taken[i]]
+            those, last = {hits[i]: ids[i] for i in changed}, ids[changed[-1]]
             if on:
-                self._onward(view, contact, key[1:], len(before), after, arrived, ids[changed[-1]])
+                self._onward(view, name, contact, len(before), after, those, last)
             else:
-                self._moved(view, contact, key[1:], [(contact, before)], before, after, arrived, ids[changed[-1]])
+                self._moved(view, name, contact, [(name, before)], before, after, those, last)
 
     def _onward(
         self, view: View, contact: str, holder: bytes, known: int, after: Progress, arrived: Mapping[bytes, str], cause_id: str
@@ -228,10 +229,9 @@ class Batch:
             self._place(view, contact, (contact, (), before, marked[0]), -1, same)
             self._place(view, contact, (contact, (), after, marked[1]), 1, same)
 
-    def _plain(
-        self, contact: str, key: bytes, record: bytes | None, new: list[tuple[bytes, bytes]], ids: Mapping[bytes, str]
-    ) -> None:
+    def _plain(self, arrived: Arrivals, number: int, record: bytes | None) -> None:
         """The common case, `_flush` without what it does not need: a holder without identity, touched by activities alone."""
+        contact, key, new = arrived.contact(number), arrived.keys[number], arrived.of(number)
         evidence = Evidence() if record is None else records.decode_evidence(record)[0]
         hits = evidence.hits
         before_hits, before_marked = hits.copy(), evidence.marked
@@ -241,6 +241,7 @@ class Batch:
             return
         rule, last = changed[-1]
         single = len(changed) == 1
+        ids = {hit: id_ for (_, hit), id_ in zip(new, arrived.ids_of(number), strict=True)}
         concerned: Iterable[View] = (
             self._views.by_rule.get(rule, ()) if single else self._views.concerned(r for r, _ in changed)
         )
@@ -256,9 +257,9 @@ class Batch:
             if after == before and settled and not marked:
                 continue
             spoken: list[Spoken] = [(contact, before)] if settled else spoken_before(view, holder, contact, before_hits)
-            arrived = {hit: ids[hit] for _, hit in changed}
+            those = {hit: ids[hit] for _, hit in changed}
             both = bool(before_marked & view.rules), bool(marked & view.rules)
-            self._moved(view, contact, holder, spoken, before, after, arrived, ids[last], both)
+            self._moved(view, contact, holder, spoken, before, after, those, ids[last], both)
         self._decision.records[key] = records.encode_evidence(evidence, False)
 
     def gather(self, messages: Sequence[Message]) -> None:
@@ -287,7 +288,8 @@ class Batch:
             plan = self._views.plan
             if plan is None:
                 plan = self._views.plan = kernel.Plan(self._views)
-            states, made, moves, _ = plan.join([record or b"" for _, record, _ in plain.values()], [facts for _, _, facts in plain.values()])
+            facts, ends = kernel.packed([facts for _, _, facts in plain.values()])
+            states, made, moves, _ = plan.join([record or b"" for _, record, _ in plain.values()], facts, ends)
             assert not moves, "nobody watches what is rebuilt"
             for (contact, (key, _, _)), state, new in zip(plain.items(), states, made, strict=True):
                 if state == kernel.JOINED:

@@ -15,14 +15,13 @@ from schemas.compiled import Loops, compiled
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
 
+from .arrivals import FACT, Fact
 from .evidence import HIT_BYTES, LIMIT_HITS
 from .progress import Progress, Reached, new_reached
 from .records import COUNT, VERSION
 from .views import View, Views
 
 Array = np.ndarray[Any, Any]
-Fact = tuple[bytes, bytes]
-"""(rule key, hit)."""
 
 SAME, JOINED, LEFT = 0, 1, 2
 """Of a contact: nothing was new; joined; left to others."""
@@ -36,7 +35,7 @@ def loops() -> None:
     rule = PerformedActivity(activity="warm")
     condition = Condition(op="all", members=(rule, rule))
     view = View(Journey(id="warm", name="warm", version=1, stages=(Stage(name="warm", condition=condition),)))
-    Plan(Views([view])).join([b""], [[(rule_key(rule), bytes(HIT_BYTES))]])
+    Plan(Views([view])).join([b""], *packed([[(rule_key(rule), bytes(HIT_BYTES))]]))
 
 
 class Move(NamedTuple):
@@ -85,29 +84,28 @@ class Plan:
         self._leaves = leaves
         self._most_stages = max((len(view.journey.stages) for view in self.views), default=1)
 
-    def join(self, old: Sequence[bytes], facts: Sequence[Sequence[Fact]]) -> Result:
-        """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none)."""
-        n, n_facts = len(old), sum(map(len, facts))
+    def join(self, old: Sequence[bytes], facts: Array, ends: Array) -> Result:
+        """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none). *facts*, *ends*: see `Arrivals`."""
+        n, n_facts = len(old), len(facts)
         data = b"".join(old)
         old_at = np.zeros(n + 1, np.int64)
         np.cumsum(np.fromiter(map(len, old), np.int64, n), out=old_at[1:])
         fact_at = np.zeros(n + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, facts), np.int64, n), out=fact_at[1:])
-        packed = np.frombuffer(b"".join([part for mine in facts for fact in mine for part in fact]), ">u8").astype(np.uint64).reshape(n_facts, 3)
+        fact_at[1:] = ends
         new = np.empty(len(data) + n * 4 + n_facts * (10 + HIT_BYTES), np.uint8)
         new_at, states = np.zeros(n + 1, np.int64), np.empty(n, np.int64)
         room = MOVES_A_CONTACT * n + len(self.views)
         moves, stages = np.empty((room, 5), np.int64), np.empty((2 * room * 2, 2), np.uint64)
         met = np.empty((4 * room + 2 * self._leaves, 2), np.uint64)
-        most = int(max(map(len, facts), default=0))
+        most = int(np.diff(fact_at).max()) if n else 0
         taken = np.zeros(n_facts, np.uint8)
         n_moves = _join(
-            np.frombuffer(data, np.uint8), old_at, packed, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
+            np.frombuffer(data, np.uint8), old_at, facts, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
             self._op_at, self._stage_at, self._leaves, self._most_stages, most, new, new_at, states, taken,
             moves, stages, met,
         )  # fmt: skip
-        whole, ends = new[: new_at[-1]].tobytes(), new_at.tolist()
-        made = [whole[ends[i] : ends[i + 1]] for i in range(n)]
+        whole, behind = new[: new_at[-1]].tobytes(), new_at.tolist()
+        made = [whole[behind[i] : behind[i + 1]] for i in range(n)]
         return Result(states.tolist(), made, self._moves(moves[:n_moves].tolist(), stages, met), taken.tobytes())
 
     def _moves(self, rows: list[list[int]], stages: Array, met: Array) -> list[Move]:
@@ -133,6 +131,13 @@ class Plan:
             after = tuple(both[1])
             found.append(Move(contact, views[view], after[:n_before] if onward else tuple(both[0]), after, bool(onward)))
         return found
+
+
+def packed(facts: Sequence[Sequence[Fact]]) -> tuple[Array, Array]:
+    """*facts* of contacts as `Plan.join` takes them."""
+    flat = b"".join([part for mine in facts for fact in mine for part in fact])
+    ends = np.cumsum(np.fromiter(map(len, facts), np.int64, len(facts)), dtype=np.int64)
+    return np.frombuffer(flat, FACT).astype(np.uint64).reshape(-1, 3), ends
 
 
 def _compile(what: Condition | Rule, keys: Any, ops: list[tuple[int, int]], rules: list[int]) -> int:

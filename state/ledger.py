@@ -12,9 +12,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import rocksdict
 
@@ -25,6 +27,7 @@ BESIDE_SHIFT = 2  # a quarter of it is what is on its way to the broker and to R
 RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dict
 MEMTABLE_BYTES = 4 << 20  # one of the size of a processor's cache takes a write in two thirds of the time that one of 32 MiB needs
 RECORDS = b"ei"  # see the table above
+NOTHING: Mapping[bytes, bytes | None] = MappingProxyType({})
 FORMAT_KEY, FORMAT = b"#", b"1"
 
 
@@ -107,8 +110,11 @@ class Ledger:
                 values[i] = value
         return values
 
-    def write(self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """All of *changes* in one WriteBatch; None deletes. *drop* are ranges `[from, to)` deleted before."""
+    def write(
+        self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = (),
+        records: Mapping[bytes, bytes | None] = NOTHING,
+    ) -> None:
+        """All of *records*, of contacts, and *changes* in one WriteBatch; None deletes. *drop* are ranges `[from, to)` deleted before."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         for start, end in drop:
             batch.delete_range(start, end)
@@ -116,6 +122,13 @@ class Ledger:
                 self._forget()
         put, delete = batch.put, batch.delete
         recent, size = self._recent, self._recent_bytes
+        if None in records.values():
+            changes = chain(records.items(), changes)
+        else:  # as nearly always: many, and all are kept at hand
+            for entry in records.items():
+                put(*entry)
+            recent.update(cast(Mapping[bytes, bytes], records))
+            size += sum(map(len, chain(records, records.values()))) + RECENT_OVERHEAD_BYTES * len(records)  # type: ignore[arg-type]
         for key, value in changes:
             if value is None:
                 delete(key)

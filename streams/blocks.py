@@ -5,7 +5,6 @@ https://kafka.apache.org/documentation/#recordbatch
 
 from __future__ import annotations
 
-import secrets
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
@@ -14,7 +13,8 @@ import numpy as np
 from aiokafka import codec
 from aiokafka.record.util import calc_crc32c
 
-from schemas.compiled import Loops, check_inside, compiled
+from schemas.compiled import Loops, compiled
+from schemas.grouping import grouped
 
 Array = np.ndarray[Any, Any]
 
@@ -26,8 +26,6 @@ COMPRESSION, APPEND_TIME, TRANSACTIONAL, CONTROL = 0x07, 0x08, 0x10, 0x20
 DECOMPRESS: dict[int, Callable[[bytes], bytes]] = {
     1: codec.gzip_decode, 2: codec.snappy_decode, 3: codec.lz4_decode, 4: codec.zstd_decode,
 }  # fmt: skip
-_SEED = np.uint64(secrets.randbits(64))
-"""Of the hash of keys, so that nobody can choose many that fall together."""
 OFFSET, TIMESTAMP, KEY, KEY_SIZE, VALUE, VALUE_SIZE, HEADERS, COLUMNS = range(8)
 
 
@@ -177,7 +175,7 @@ Records = Rows | list[Any]
 
 @Loops
 def loops() -> None:
-    by_key(unpack(b""))
+    unpack(b"")
 
 
 class Aborted:
@@ -238,17 +236,8 @@ def unpack(raw: bytes, from_offset: int = 0, aborted: Sequence[tuple[int, int]] 
 
 
 def by_key(block: Block) -> tuple[list[bytes], Array, Array]:
-    """(keys, rows, ends): the distinct keys in the order in which they came, and the rows of key *i*, in their order, from ends[i - 1] to before
-    ends[i]. No key at all is taken for an empty one.
-    """
-    n, data = len(block), block.data
-    starts, sizes = np.ascontiguousarray(block.spans[:, KEY]), np.ascontiguousarray(block.spans[:, KEY_SIZE])
-    check_inside(data, starts, sizes)
-    group, first, rows, ends = (np.zeros(n, np.int64) for _ in range(4))
-    table = np.full(2 << max(n, 1).bit_length(), -1, np.int64)
-    groups = _by_key(np.frombuffer(data, np.uint8), starts, sizes, _SEED, table, group, first, rows, ends)
-    places = zip(starts[first[:groups]].tolist(), sizes[first[:groups]].tolist(), strict=True)
-    return [data[at : at + max(size, 0)] for at, size in places], rows, ends[:groups]
+    """The distinct keys and the rows of each (see `schemas.grouping.grouped`). No key at all is taken for an empty one."""
+    return grouped(block.data, np.ascontiguousarray(block.spans[:, KEY]), np.maximum(block.spans[:, KEY_SIZE], 0))
 
 
 def _decompressed(records: bytes, compression: int, base: int) -> bytes:
@@ -333,41 +322,3 @@ def _spans(data: Array, heads: Array, spans: Array) -> int:
             return -1
     return row
 
-
-@compiled
-def _by_key(data: Array, starts: Array, sizes: Array, seed: Any, table: Array, group: Array, first: Array, rows: Array, ends: Array) -> int:
-    """See `by_key`; returns how many keys there are. *table*: -1, of a power of two, longer than the rows are many; *group* and *first* are room."""
-    groups, last_slot = 0, table.shape[0] - 1
-    for row in range(starts.shape[0]):
-        at, size = starts[row], max(sizes[row], 0)
-        h = seed
-        for i in range(size):
-            h = (h ^ np.uint64(data[at + i])) * np.uint64(0x9E3779B97F4A7C15)
-            h ^= h >> np.uint64(29)
-        slot = np.int64(h >> np.uint64(16)) & last_slot
-        while True:
-            found = table[slot]
-            if found < 0:
-                found = table[slot] = groups
-                first[groups] = row
-                groups += 1
-                break
-            there = starts[first[found]]
-            same = max(sizes[first[found]], 0) == size
-            for i in range(size if same else 0):
-                if data[at + i] != data[there + i]:
-                    same = False
-                    break
-            if same:
-                break
-            slot = slot + 1 & last_slot
-        group[row] = found
-        ends[found] += 1
-    behind = 0
-    for i in range(groups):  # where each begins
-        behind += ends[i]
-        ends[i] = behind - ends[i]
-    for row in range(starts.shape[0]):
-        rows[ends[group[row]]] = row
-        ends[group[row]] += 1
-    return groups

@@ -143,8 +143,8 @@ def fuzz_records(count: int, seed: int, say: Callable[[str], None]) -> Found:
                 said[f"{source} {refused.code}"] += 1
             said[f"{source} taken"] += len(chunk) - len(taken.refused)
             batch = Batch(views, keep.get, lambda _: True)
-            if taken.hits:
-                batch.activities(taken.hits, taken.ids)
+            if taken.arrived:
+                batch.activities(taken.arrived)
             for message in taken.messages:
                 batch.deliver(message)
             for place, written in batch.decide().records.items():

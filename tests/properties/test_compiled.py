@@ -39,7 +39,7 @@ with tempfile.TemporaryDirectory() as directory:
 after = {loop.py_func.__name__: loop.signatures for loop in compiled._loops}
 grown = {name: after[name] for name in after if len(after[name]) > len(before[name])}
 assert not grown, f"compiled while at work: {grown}"
-assert {"_pass", "_screen", "_read", "_join", "_by_key", "_settled"} <= {name for name, made in after.items() if made}, after
+assert {"_pass", "_screen", "_read", "_join", "_grouped", "_settled"} <= {name for name, made in after.items() if made}, after
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
 from state import kernel, records
+from state.arrivals import Arrivals
 from state.decision import Batch, Decision
 from state.evidence import LIMIT_HITS, Evidence, hit
-from state.kernel import JOINED, LEFT, SAME, Plan
+from state.kernel import JOINED, LEFT, SAME, Plan, packed
 from state.messages import Join, Message
 from state.progress import Projection
 from state.records import ALIAS, HAS_IDENTITY, decode_evidence, encode_alias, encode_evidence
@@ -68,7 +70,9 @@ def record_of(known: list[tuple[bytes, bytes]], kind: str) -> bytes | None:
 def decided(views: Views, made: dict[str, bytes | None], new: dict[str, list[tuple[bytes, bytes]]], few: int) -> Decision:
     keep = {records.EVIDENCE + contact.encode(): record for contact, record in made.items()}
     batch = Batch(views, keep.get, lambda contact: contact != "elsewhere", few=few)
-    batch.activities(new, {one: f"id-{one.hex()}" for mine in new.values() for _, one in mine})
+    facts, ends = packed([*new.values()])
+    ids = [f"id-{one.hex()}" for mine in new.values() for _, one in mine]
+    batch.activities(Arrivals([contact.encode() for contact in new], ends, facts, np.arange(len(ids)), ids))
     return batch.decide()
 
 
@@ -139,14 +143,14 @@ def test_what_it_does_not_know_is_left() -> None:
     full = Evidence({KEYS[0]: b"".join(hit(n, bytes(8)) for n in range(10, 10 + LIMIT_HITS))})
     with_identity = bytes((1, HAS_IDENTITY)) + encode_evidence(Evidence(), False)[2:]
     olds = [b"", encode_alias("x"), with_identity, bytes((2,)) + encode_evidence(Evidence(), False)[1:], encode_evidence(full, False)]
-    assert plan.join(olds, [new] * 5).states == [JOINED, LEFT, LEFT, LEFT, LEFT]
+    assert plan.join(olds, *packed([new] * 5)).states == [JOINED, LEFT, LEFT, LEFT, LEFT]
     assert olds[1][1] == ALIAS
 
 
 def test_the_limit_is_reached_and_not_passed() -> None:
     plan, view = plan_of(ONE)
     evidence = Evidence({KEYS[0]: b"".join(hit(n, bytes(8)) for n in range(10, 9 + LIMIT_HITS))})
-    result = plan.join([encode_evidence(evidence, False)], [[(KEYS[0], hit(9, bytes(8)))]])
+    result = plan.join([encode_evidence(evidence, False)], *packed([[(KEYS[0], hit(9, bytes(8)))]]))
     assert result.states == [JOINED]
     joined, _ = decode_evidence(result.records[0])
     assert len(joined.hits[KEYS[0]]) == 16 * LIMIT_HITS
@@ -158,7 +162,8 @@ def test_the_limit_is_reached_and_not_passed() -> None:
 def test_nothing_new_is_told_from_something() -> None:
     plan, _ = plan_of(ONE)
     old = encode_evidence(Evidence({KEYS[0]: hit(1, bytes(8))}), False)
-    result = plan.join([old, old, old], [[(KEYS[0], hit(1, bytes(8)))] * 3, [(KEYS[0], hit(2, bytes(8)))] * 2, [(UNWATCHED, hit(1, bytes(8)))]])
+    new = [[(KEYS[0], hit(1, bytes(8)))] * 3, [(KEYS[0], hit(2, bytes(8)))] * 2, [(UNWATCHED, hit(1, bytes(8)))]]
+    result = plan.join([old, old, old], *packed(new))
     assert result.states == [SAME, JOINED, JOINED]
     assert result.taken == b"\0\0\0\1\0\1"
     assert result.moves == []
@@ -180,12 +185,12 @@ def test_many_rules_and_many_hits_at_once(size: int) -> None:
     """More rules than a record has room for are left; as many as that are joined."""
     plan, _ = plan_of(ONE)
     keys = [n.to_bytes(8, "big") for n in range(1, 1030)]
-    result = plan.join([b"", b""], [[(key, hit(1, bytes(8))) for key in keys[:1024]], [(key, hit(1, bytes(8))) for key in keys]])
+    result = plan.join([b"", b""], *packed([[(key, hit(1, bytes(8))) for key in keys[:1024]], [(key, hit(1, bytes(8))) for key in keys]]))
     assert result.states == [JOINED, LEFT]
     joined, _ = decode_evidence(result.records[0])
     assert list(joined.hits) == keys[:1024]
     mixed = [(KEYS[0], hit(n * 7919 % 1000, bytes(8))) for n in range(size)]
-    [record] = plan.join([b""], [mixed]).records
+    [record] = plan.join([b""], *packed([mixed])).records
     assert decode_evidence(record)[0].hits == {KEYS[0]: b"".join(sorted(one for _, one in mixed))}
 
 
@@ -196,7 +201,7 @@ def test_it_projects_as_projection_does_however_deep_conditions_are() -> None:
     assert isinstance(deep, Condition)
     plan, view = plan_of(deep)
     new = [(key, hit(10 * n + k, bytes([k]) * 8)) for n, key in enumerate(KEYS) for k in range(8)]
-    [move] = plan.join([b""], [new]).moves
+    [move] = plan.join([b""], *packed([new])).moves
     evidence = Evidence()
     for fact in new:
         evidence.add(*fact)

@@ -61,5 +61,5 @@ def test_own_code_of_a_rule_type_that_fails_is_counted_by_rule_and_the_others_ar
     records = [Record(offset, AT_MS, b"c-1", raw(activity(id=str(offset)))) for offset in range(5)]
     for _ in range(2):
         taken = intake.activities(records, matcher, AT_MS, 0)
-        assert {rule for rule, _ in taken.hits["c-1"]} == {rule_key(good)}
+        assert {rule for rule, _ in dict(taken.arrived.items())["c-1"]} == {rule_key(good)}
     assert count() - before == 10

@@ -71,8 +71,8 @@ def test_intake_takes_of_what_was_fetched_what_it_takes_of_single_records(
     one = intake.activities(log, matcher, NOW_MS, 0)
     for _ in range(2):  # the second time by what is remembered
         other = intake.activities(rows, matcher, NOW_MS, 0)
-        assert (one.hits, one.ids) == (other.hits, other.ids)
-        assert list(one.hits) == list(other.hits), "in the order in which they came"
+        assert [*one.arrived.items()] == [*other.arrived.items()], "in the order in which they came"
+        assert one.arrived.ids == other.arrived.ids
         assert [(record, str(error)) for record, error in one.refused] == [(record, str(error)) for record, error in other.refused]
 
 

@@ -6,11 +6,11 @@ import asyncio
 import contextvars
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from state.ledger import prefix_end
+from state.ledger import NOTHING, prefix_end
 
 
 class Loop(asyncio.AbstractEventLoop):
@@ -109,11 +109,13 @@ class MemoryLedger:
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         return [self._data.get(key) for key in keys]
 
-    def write(self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    def write(
+        self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = (), records: Mapping[bytes, bytes | None] = NOTHING
+    ) -> None:
         for start, end in drop:
             for key in [k for k in self._data if start <= k < end]:
                 del self._data[key]
-        for key, value in changes:
+        for key, value in (*records.items(), *changes):
             assert isinstance(key, bytes), "keys are bytes"
             assert value is None or isinstance(value, bytes), "values are bytes"
             if value is None:

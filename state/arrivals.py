@@ -1,0 +1,98 @@
+"""Arrivals: the hits that a chunk of activities brings, in columns, one contact's behind the other's. Pure; a hit is no object until asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from schemas.grouping import grouped
+
+from .records import EVIDENCE
+
+Array = np.ndarray[Any, Any]
+Fact = tuple[bytes, bytes]
+"""(rule key, hit)."""
+FACT = np.dtype(">u8")
+
+
+class Arrivals:
+    """`contacts`: the ids of who has hits, as UTF-8, in the order in which they came. `facts`: a row for each hit, uint64, (rule key, moment, hash of
+    the activity's id); those of contact *i* from ends[i - 1] to before ends[i], in the order in which they came."""
+
+    def __init__(self, contacts: list[bytes], ends: Array, facts: Array, rows: Array, ids: Sequence[str]) -> None:
+        self.contacts, self.ends, self.facts = contacts, ends, facts
+        self._rows, self._ids = rows, ids  # of each fact the activity, of each activity its id
+
+    def __len__(self) -> int:
+        return len(self.contacts)
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        """The keys of the contacts' evidence records."""
+        return [EVIDENCE + contact for contact in self.contacts]
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """Where each contact's facts begin."""
+        return [0, *self.ends[:-1].tolist()]
+
+    def contact(self, number: int) -> str:
+        return self.contacts[number].decode()
+
+    @cached_property
+    def hits(self) -> list[bytes]:
+        """The hit of each fact."""
+        packed = self.facts.astype(FACT).tobytes()
+        return [packed[at : at + 16] for at in range(8, 24 * len(self.facts), 24)]
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The activity's id of each fact."""
+        ids = self._ids
+        return [ids[row] for row in self._rows.tolist()]
+
+    def of(self, number: int) -> list[Fact]:
+        """The facts of a contact."""
+        begin, end = self.begins[number], int(self.ends[number])
+        rules = self.facts[begin:end, 0].astype(FACT).tobytes()
+        return [(rules[8 * i : 8 * i + 8], hit) for i, hit in enumerate(self.hits[begin:end])]
+
+    def ids_of(self, number: int) -> list[str]:
+        """Of each of the same the activity's id."""
+        return self.ids[self.begins[number] : int(self.ends[number])]
+
+    def items(self) -> Iterator[tuple[str, list[Fact]]]:
+        """Contacts and their facts."""
+        return ((self.contact(number), self.of(number)) for number in range(len(self)))
+
+    def only(self, kept: Array) -> Arrivals:
+        """Those of the contacts for which *kept*, bool, holds."""
+        if kept.all():
+            return self
+        counts = np.diff(self.ends, prepend=0)
+        facts = np.repeat(kept, counts)
+        contacts = [self.contacts[number] for number in np.flatnonzero(kept)]
+        return Arrivals(contacts, np.cumsum(counts[kept]), self.facts[facts], self._rows[facts], self._ids)
+
+
+def arrivals(data: bytes, starts: Array, sizes: Array, met: Sequence[Sequence[bytes]], moments: Array, hashes: bytes, ids: Sequence[str]) -> Arrivals:
+    """Of activities in the order in which they came: contact (bytes in *data*), keys of the rules it meets, moment and id with its hash of each."""
+    contacts, rows, ends = grouped(data, starts, sizes)
+    counts = np.fromiter(map(len, met), np.int64, len(met))
+    rules = np.frombuffer(b"".join(chain.from_iterable(met)), FACT)
+    of_each = counts[rows]
+    of_facts = np.repeat(rows, of_each)  # the activity behind each fact
+    before = np.cumsum(of_each)
+    number = np.arange(len(of_facts)) - np.repeat(before - of_each, of_each)  # among the facts of the activity
+    facts = np.empty((len(of_facts), 3), np.uint64)
+    facts[:, 0] = rules[(np.cumsum(counts) - counts)[of_facts] + number]
+    facts[:, 1] = moments[of_facts]
+    facts[:, 2] = np.frombuffer(hashes, FACT)[of_facts]
+    return Arrivals(contacts, before[ends - 1] if len(ends) else ends, facts, of_facts, ids)
+
+
+NO_ARRIVALS = Arrivals([], np.zeros(0, np.int64), np.zeros((0, 3), np.uint64), np.zeros(0, np.int64), [])
