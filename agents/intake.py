@@ -79,16 +79,17 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
         starts, sizes = places[1::3][rows], np.diff(places)[1::3][rows]
         moments = np.frombuffer(said.at, ">u8").astype(np.uint64)[rows]
         ids = [text[bounds[at] : bounds[at + 1]] for at in [3 * n + 2 for n in rows]]
-        data = text.encode()
+        starts += base
+        texts.append(text.encode())
+        base += len(text)
         if told:
-            at = {n: i for i, n in enumerate(rows)}
+            place = {n: i for i, n in enumerate(rows)}
             for n, (contact, id_, moment) in told.items():
-                i, encoded = at[n], contact.encode()
-                starts[i], sizes[i], moments[i], ids[i] = len(data), len(encoded), moment, id_
-                data += encoded
-        columns.append((starts + base, sizes, moments))
-        texts.append(data)
-        base += len(data)
+                i, encoded = place[n], contact.encode()
+                starts[i], sizes[i], moments[i], ids[i] = base, len(encoded), moment, id_
+                texts.append(encoded)
+                base += len(encoded)
+        columns.append((starts, sizes, moments))
         all_met += [met[n] for n in rows]  # type: ignore[misc]
         all_ids += ids
     outcome = metrics.ACTIVITIES.labels
