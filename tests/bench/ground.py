@@ -333,12 +333,12 @@ class Ground:
             if time.monotonic() - started > START_SECONDS:
                 raise WrongAnswer(f"{self.name}: the worker does not answer; see {self.directory / 'worker.log'}")
             time.sleep(POLL_SECONDS)
-        samples: list[tuple[float, int, float]] = []
         moved = time.monotonic()
-        while not samples or samples[-1][1] < total:
+        samples: list[tuple[float, int, float]] = [(moved - started, 0, worker.cpu_seconds())]  # it may be through before it is asked again
+        while samples[-1][1] < total:
             done = worker.done()
             sample = (time.monotonic() - started, done, worker.cpu_seconds())
-            if samples and done > samples[-1][1]:
+            if done > samples[-1][1]:
                 moved = time.monotonic()
             if done == 0:
                 samples = [sample]
