@@ -24,6 +24,8 @@ from .people import PeopleError
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 3
+IDLE_SECONDS = 75
+"""So long a connection may rest: longer than clients and proxies keep one (most 60 s), else they ask on one that is being closed."""
 
 
 class CannotStart(RuntimeError):
@@ -73,7 +75,8 @@ async def serve(
         except PeopleError as error:
             raise CannotStart(str(error)) from None
         config = uvicorn.Config(
-            app, log_config=None, lifespan="off", timeout_graceful_shutdown=STOP_SECONDS, server_header=False, access_log=False
+            app, log_config=None, lifespan="off", timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=STOP_SECONDS, server_header=False,
+            access_log=False,
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -263,6 +263,16 @@ def test_a_slow_client_holds_up_nobody(guarded: Waypost) -> None:
             one.close()
 
 
+def test_who_asks_again_after_a_rest_is_answered_on_the_same_connection(guarded: Waypost) -> None:
+    """Clients and proxies keep connections for some time; a server that closes them earlier answers now and then nobody."""
+    host, port = guarded.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 10) as one:
+        for rest_s in (0, 7):
+            time.sleep(rest_s)
+            one.sendall(b"HEAD /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert one.recv(1 << 16).startswith(b"HTTP/1.1 "), f"after {rest_s} s"
+
+
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12))
 
 
