@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.journey import Journey, journey_json, parse_journey
 from schemas.recalculation import CANCELLED, FAILED
+from schemas.recalculation import LIVE as SWITCHED
 from state import records
 from state.decision import Batch, Decision
 from state.ledger import prefix_end
@@ -180,6 +181,14 @@ class Building:
         complete = self._wanted.keys() <= self.complete
         changed = sum(v.changed for v in self.kept.all if v.source.recalculation == recalculation)
         return sum(built) / max(1, len(self._wanted)), complete, changed
+
+    def readable(self, view: View) -> bool:
+        """Whether *view* is complete here, and of evidence to which everybody has switched."""
+        if view.id not in self.complete:
+            return False
+        behind = view.source.recalculation
+        one = None if behind is None else self._partition.context.recalculations.records.get(behind)
+        return behind is None or (one is not None and one.state == SWITCHED)
 
     def scanned(self, view: View) -> float:
         """How much of a view that is being built is built, 0 to 1, judged by how far its cursor is between the first contact id and the last."""
@@ -353,9 +362,9 @@ class Building:
         for view in self._old:
             behind = context.recalculations.records.get(view.source.recalculation or "")
             common = context.common(view.journey.id)
-            # what all have may have been said of this partition by the owner before, who took it along
+            # what all have may have been said of this partition by the owner before, who took it along; and what is newer here may not show yet
             passed = common is not None and view.order < common and any(
-                other.journey.id == view.journey.id and other.order >= common and other.id in self.complete for other in self.kept.all
+                other.journey.id == view.journey.id and other.order >= common and self.readable(other) for other in self.kept.all
             )
             if (behind is not None and behind.state in GIVEN_UP) or passed:
                 found.append(view)

@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Any
 
 from schemas.journey import Condition, journey_json
-from schemas.recalculation import LIVE
 from schemas.rules import Rule, rule_key
 from state import records
 from state.evidence import HIT_BYTES, Evidence, each, first_at_or_after, moment_ms
@@ -29,20 +28,11 @@ MAX_MERGES = 100
 MAX_READ_BYTES = 1 << 16  # of a person's merges and profiles, read for a list
 
 
-def readable(partition: Partition, view: View) -> bool:
-    """Whether *view* is complete here, and of evidence to which everybody has switched."""
-    if view.id not in partition.building.complete:
-        return False
-    behind = view.source.recalculation
-    one = None if behind is None else partition.context.recalculations.records.get(behind)
-    return behind is None or (one is not None and one.state == LIVE)
-
-
 def view_of(partition: Partition, journey: str, version: int | None, generation: int | None) -> View | None:
     """The newest readable view of a journey here, or that of *version*, or of *version* and *generation*; None when there is none."""
     found = [
         v for v in partition.views.all
-        if v.journey.id == journey and readable(partition, v) and version in (None, v.journey.version)
+        if v.journey.id == journey and partition.building.readable(v) and version in (None, v.journey.version)
         and generation in (None, v.source.generation)
     ]  # fmt: skip
     return max(found, key=lambda v: v.order, default=None)
@@ -54,7 +44,7 @@ def versions(partition: Partition, journey: str) -> list[list[Any]]:
     A scan goes by contact id, so the progress of an unfinished one is a guess by its first bytes.
     """
     return [
-        [*view.order, partition.building.scanned(view), readable(partition, view)]
+        [*view.order, partition.building.scanned(view), partition.building.readable(view)]
         for view in partition.views.all
         if view.journey.id == journey
     ]
@@ -64,7 +54,7 @@ def journeys(partition: Partition, only: str | None) -> dict[str, Any]:
     """The newest readable view of every journey here, or of one: journey -> [version, generation]."""
     found: dict[str, tuple[int, int]] = {}
     for view in partition.views.all:
-        if only in (None, view.journey.id) and view.order > found.get(view.journey.id, (-1, 0)) and readable(partition, view):
+        if only in (None, view.journey.id) and view.order > found.get(view.journey.id, (-1, 0)) and partition.building.readable(view):
             found[view.journey.id] = view.order
     return {"journeys": {id_: list(order) for id_, order in found.items()}}
 
@@ -213,7 +203,7 @@ def contact(partition: Partition, id_: str) -> dict[str, Any]:
     profile = identity.profiles.get(identity.name)
     seen: dict[str, View] = {}
     for view in partition.views.all:
-        if readable(partition, view):
+        if partition.building.readable(view):
             best = seen.get(view.journey.id)
             if best is None or view.order > best.order:
                 seen[view.journey.id] = view

@@ -24,7 +24,6 @@ from schemas.recalculation import (
 from .catalog import REPORTS, CatalogReader
 from .partition import Partition
 from .partitions import Partitions
-from .questions import readable
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def views_of(partition: Partition) -> dict[str, tuple[tuple[int, int], ...]]:
     """Journey -> its views that can be read in *partition*."""
     found: dict[str, list[tuple[int, int]]] = {}
     for view in partition.views.all:
-        if readable(partition, view):
+        if partition.building.readable(view):
             found.setdefault(view.journey.id, []).append(view.order)
     return {journey: tuple(sorted(orders)) for journey, orders in found.items()}
 

@@ -256,7 +256,7 @@ async def test_a_view_stays_until_a_newer_one_is_complete_here_whatever_was_said
     loop.recover(0)
     partition = loop.partitions[0]
     partition.building.settle()
-    shown = [view.journey.version for view in partition.views.all if questions.readable(partition, view)]
+    shown = [view.journey.version for view in partition.views.all if partition.building.readable(view)]
     assert shown == [1]
     await loop.settle()
     partition.building.settle()

@@ -112,7 +112,7 @@ def _hits(cluster: Cluster, person: oracle.Person) -> dict[bytes, bytes]:
 def check_views(cluster: Cluster, answers: dict[str, oracle.Answer]) -> None:
     """Totals summed over partitions, and lists, are the oracle's; a number equals its list in each partition."""
     for part in _parts(cluster):
-        live = {v.journey.id: v.journey for v in part.views.all if part.building.state[v.id] == LIVE and questions.readable(part, v)}
+        live = {v.journey.id: v.journey for v in part.views.all if part.building.state[v.id] == LIVE and part.building.readable(v)}
         assert live == {id_: a.journey for id_, a in answers.items()}, f"partition {part.number} shows {live}"
     for id_, answer in answers.items():
         for group in (None, *GROUPS):
@@ -160,9 +160,9 @@ def check_shown(cluster: Cluster) -> None:
     readable: dict[str, list[set[tuple[int, int]]]] = defaultdict(list)
     for part in _parts(cluster):
         for id_ in cluster.recalculating.catalog():
-            readable[id_].append({v.order for v in part.views.all if v.journey.id == id_ and questions.readable(part, v)})
+            readable[id_].append({v.order for v in part.views.all if v.journey.id == id_ and part.building.readable(v)})
         for view in part.views.all:
-            if questions.readable(part, view):
+            if part.building.readable(view):
                 shown = {group: {c: n for c, n in cells.items() if n} for group, cells in part.totals.get(view.id, {}).items()}
                 shown = {group: cells for group, cells in shown.items() if cells}
                 truth = written(part, view)
