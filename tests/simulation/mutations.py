@@ -14,7 +14,6 @@ import state.progress
 import state.recalculation
 import state.records
 import tests.simulation.recalculating
-from agents import questions
 from agents.building import Building
 from agents.partition import Partition
 from agents.pipeline import Pipeline, Work
@@ -334,10 +333,7 @@ def live_hits_are_not_recorded_under_the_new_epoch() -> Iterator[None]:
 
 @mutation
 def a_view_is_shown_before_it_is_written() -> Iterator[None]:
-    def readable(partition: Any, view: Any) -> bool:
-        return bool(partition.building.state[view.id] != "building")
-
-    with patch.object(questions, "readable", readable):
+    with patch.object(Building, "readable", lambda building, view: building.state.get(view.id, "building") != "building"):
         yield
 
 
