@@ -23,8 +23,8 @@ class Heard:
             self._block = block = changes.together()
             keys, self._rows, self._ends = blocks.by_key(block)
             self._number = {key: n for n, key in enumerate(keys)}
-            last = block.spans[self._rows[self._ends - 1]]
-            self.last = dict(zip(keys, map(_value, [block.data] * len(keys), last[:, VALUE].tolist(), last[:, VALUE_SIZE].tolist()), strict=True))
+            last = block.spans[self._rows[self._ends - 1]][:, [VALUE, VALUE_SIZE]].tolist()
+            self.last = {key: _value(block.data, *span) for key, span in zip(keys, last, strict=True)}
             return
         for record in changes:
             self._all.setdefault(record.key, []).append(record.value)

@@ -144,7 +144,7 @@ class Batch:
         """Hits of contacts of this partition."""
         done, persons, keys = self._decision.records, self._persons, arrived.keys
         known = list(map(self._load, keys))
-        plain = np.fromiter((record is None or record[1] == 0 for record in known), np.bool_, len(known))
+        plain = np.fromiter((record is None or records.is_plain(record) for record in known), np.bool_, len(known))
         if done or persons:
             plain &= [key not in done and key[1:].decode() not in persons for key in keys]
         for number in np.flatnonzero(~plain).tolist():
@@ -177,12 +177,16 @@ class Batch:
                 if person.cause == ACTIVITY:
                     person.cause_id = id_
 
-    def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> None:
-        """What `_plain` does, of many at once: by compiled code, where every view has said all that it has to say of the past."""
-        plan = self._views.plan
+    def _plan(self) -> kernel.Plan:
+        """The views, made ready for compiled code."""
+        plan: kernel.Plan | None = self._views.plan
         if plan is None:
             plan = self._views.plan = kernel.Plan(self._views)
-        states, made, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends)
+        return plan
+
+    def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> None:
+        """What `_plain` does, of many at once: by compiled code, where every view has said all that it has to say of the past."""
+        states, made, moves, taken = self._plan().join([record or b"" for record in known], arrived.facts, arrived.ends)
         written = self._decision.records
         for number, (key, state, new_record) in enumerate(zip(arrived.keys, states, made, strict=True)):
             if state == kernel.JOINED:
@@ -285,11 +289,8 @@ class Batch:
             known[2].extend((rule, blob[i : i + HIT_BYTES]) for rule, blob in message.hits.items() for i in range(0, len(blob), HIT_BYTES))
         left: set[str] = {*plain} if len(plain) < self._few or not kernel.loops.ready else set()
         if plain and not left:
-            plan = self._views.plan
-            if plan is None:
-                plan = self._views.plan = kernel.Plan(self._views)
             facts, ends = kernel.packed([facts for _, _, facts in plain.values()])
-            states, made, moves, _ = plan.join([record or b"" for _, record, _ in plain.values()], facts, ends)
+            states, made, moves, _ = self._plan().join([record or b"" for _, record, _ in plain.values()], facts, ends)
             assert not moves, "nobody watches what is rebuilt"
             for (contact, (key, _, _)), state, new in zip(plain.items(), states, made, strict=True):
                 if state == kernel.JOINED:

@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import rocksdict
@@ -27,7 +26,6 @@ BESIDE_SHIFT = 2  # a quarter of it is what is on its way to the broker and to R
 RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dict
 MEMTABLE_BYTES = 4 << 20  # one of the size of a processor's cache takes a write in two thirds of the time that one of 32 MiB needs
 RECORDS = b"ei"  # see the table above
-NOTHING: Mapping[bytes, bytes | None] = MappingProxyType({})
 FORMAT_KEY, FORMAT = b"#", b"1"
 
 
@@ -112,7 +110,7 @@ class Ledger:
 
     def write(
         self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = (),
-        records: Mapping[bytes, bytes | None] = NOTHING,
+        records: Mapping[bytes, bytes | None] = {},
     ) -> None:
         """All of *records*, of contacts, and *changes* in one WriteBatch; None deletes. *drop* are ranges `[from, to)` deleted before."""
         batch = rocksdict.WriteBatch(raw_mode=True)

@@ -321,4 +321,3 @@ def _spans(data: Array, heads: Array, spans: Array) -> int:
         if at != end:
             return -1
     return row
-

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from state.ledger import NOTHING, prefix_end
+from state.ledger import prefix_end
 
 
 class Loop(asyncio.AbstractEventLoop):
@@ -110,7 +110,7 @@ class MemoryLedger:
         return [self._data.get(key) for key in keys]
 
     def write(
-        self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = (), records: Mapping[bytes, bytes | None] = NOTHING
+        self, changes: Iterable[tuple[bytes, bytes | None]], drop: Iterable[tuple[bytes, bytes]] = (), records: Mapping[bytes, bytes | None] = {}
     ) -> None:
         for start, end in drop:
             for key in [k for k in self._data if start <= k < end]:
