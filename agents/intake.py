@@ -65,7 +65,7 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
     columns: list[tuple[Array, Array, Array]] = []  # where contacts begin in the texts, how long they are, moments
     known, base = matcher.known.get, 0
     for among, value, said in _telling(records, matcher, now_ms + ahead_ms):
-        text, bounds = said.text, said.bounds
+        text, places, bounds = said.text, said.bounds, said.bounds.tolist()
         signatures = [text[begin:end] for begin, end in zip(bounds[:-1:3], bounds[1::3], strict=True)]
         met = list(map(known, signatures))
         told: dict[int, tuple[str, str, int]] = {}  # contact, id and moment of those that had to be decoded
@@ -75,9 +75,8 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
             except Refused as error:
                 refused.append((among(n), error))
         rows = [n for n, keys in enumerate(met) if keys]
-        places = np.array(bounds, np.int64)
         starts, sizes = places[1::3][rows], np.diff(places)[1::3][rows]
-        moments = np.frombuffer(said.at, ">u8").astype(np.uint64)[rows]
+        moments = said.at[rows]
         ids = [text[bounds[at] : bounds[at + 1]] for at in [3 * n + 2 for n in rows]]
         starts += base
         texts.append(text.encode())
@@ -170,7 +169,7 @@ def _values(data: bytes, starts: list[int], sizes: list[int]) -> Callable[[int],
 
 def _nothing(count: int) -> screen.Said:
     """What so many records say that nobody has looked at."""
-    return screen.Said([False] * count, bytes(8 * count), "", [0] * (3 * count + 1))
+    return screen.Said([False] * count, np.zeros(count, np.uint64), "", np.zeros(3 * count + 1, np.int64))
 
 
 def as_join(contact: str, hits: list[tuple[bytes, bytes]]) -> Join:

@@ -46,28 +46,28 @@ def sound(data: bytes, starts: Array, sizes: Array, latest_ms: int) -> Array:
 
 class Said(NamedTuple):
     """What some records say. Of record n: `sound[n]`, whether it is certainly an activity that the codec accepts, at the latest time or before, and
-    has an id. If so: `at[8n : 8n + 8]` is its time, milliseconds since 1970 + 2^63, big-endian; in `text` stand, one behind the other, its
+    has an id. If so: `at[n]` is its time, milliseconds since 1970 + 2^63; in `text` stand, one behind the other, its
     *signature* from `bounds[3n]` on, its contact from `bounds[3n + 1]` on and its id from `bounds[3n + 2]` on. If not, they are empty.
 
     Two activities with one signature have the same type and the same values in the fields that were asked for, and nobody else has it.
     """
 
     sound: list[bool]
-    at: bytes
+    at: Array
     text: str
-    bounds: list[int]
+    bounds: Array
 
 
 def read(data: bytes, starts: Array, sizes: Array, latest_ms: int, fields: Array) -> Said:
     """What records say that are certainly sound activities. Arguments and errors as those of `sound`; *fields*: see `numbers_of`."""
     check_inside(data, starts, sizes)
     n = len(starts)
-    found, at, bounds = np.zeros(n, np.bool_), np.empty(8 * n, np.uint8), np.zeros(3 * n + 1, np.int64)
+    found, at, bounds = np.zeros(n, np.bool_), np.zeros(n, np.uint64), np.zeros(3 * n + 1, np.int64)
     text = np.empty(int(np.maximum(sizes, 0).sum()) + n * 2 * (len(fields) + 1), np.uint8)
     given = np.array([_NUMBERS["contact_id"], _NUMBERS["id"], _NUMBERS["type"], *fields], np.int64)
     latest_ms = min(latest_ms, LAST_MS)
     _read(np.frombuffer(data, np.uint8), starts, sizes, latest_ms, *_FIELDS, _REQUIRED, BARE, BLANK, MONTHS, given, found, at, text, bounds)
-    return Said(found.tolist(), at.tobytes(), text[: bounds[-1]].tobytes().decode("ascii"), bounds.tolist())
+    return Said(found.tolist(), at, text[: bounds[-1]].tobytes().decode("ascii"), bounds)
 
 
 def numbers_of(fields: Iterable[str]) -> Array:
@@ -322,10 +322,7 @@ def _read(
         if 0 < size <= MAX_BYTES and _plain(data, begin, begin + size, latest_ms, names, name_at, fields, required, bare, blank, months, spans):
             found[number] = spans[given[1], 1] > spans[given[1], 0]
         if found[number]:
-            moment = np.uint64(spans[-1, 0]) ^ np.uint64(1 << 63)
-            for i in range(8):
-                at[8 * number + 7 - i] = np.uint8(moment & np.uint64(255))
-                moment >>= np.uint64(8)
+            at[number] = np.uint64(spans[-1, 0]) ^ np.uint64(1 << 63)
             for i in range(2, given.shape[0]):  # 0 before a field, 1 before its value: neither stands in a plain text
                 text[to] = 0
                 to += 1
