@@ -47,7 +47,7 @@ class Outward:
 
 def partitions(outward: Any) -> Any:
     view = SimpleNamespace(journey=SimpleNamespace(id="j"), id=b"v", order=(1, 2), source=SimpleNamespace(recalculation=None))
-    building = SimpleNamespace(complete={b"v"}, turns=1)
+    building = SimpleNamespace(readable=lambda view: True, turns=1)
     context = SimpleNamespace(
         now_ms=lambda: 1, topics={"recalculations": "r", "recalculation-reports": "p"}, outward=outward, partitions=1,
         recalculations=Catalog().recalculations,
@@ -56,14 +56,23 @@ def partitions(outward: Any) -> Any:
     return SimpleNamespace(context=context, active=lambda: {0: partition})
 
 
+async def reached(moment: asyncio.Event, running: asyncio.Task[None]) -> None:
+    """Waits for *moment*; what ended *running* before is raised."""
+    waiting = asyncio.create_task(moment.wait())
+    await asyncio.wait((waiting, running), timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+    assert moment.is_set()
+    assert not running.done()
+    running.cancel()
+
+
 async def test_the_driver_waits_for_its_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(driver, "IDLE_SECONDS", 0.01)
     reader = Reader()
     running = asyncio.create_task(Driver(partitions(Outward()), reader, lambda: True, keep_ms=1).run())  # type: ignore[arg-type]
-    await asyncio.wait_for(reader.answered.wait(), 5)
-    assert not running.done()
-    running.cancel()
+    await reached(reader.answered, running)
 
 
 async def test_what_was_not_reported_is_reported_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +80,4 @@ async def test_what_was_not_reported_is_reported_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(reporter, "IDLE_SECONDS", 0.01)
     outward = Outward()
     running = asyncio.create_task(Reporter(partitions(outward), Reader(), lambda: True).run())  # type: ignore[arg-type]
-    await asyncio.wait_for(outward.taken.wait(), 5)
-    assert not running.done()
-    running.cancel()
+    await reached(outward.taken, running)
