@@ -16,10 +16,11 @@ _SEED = np.uint64(secrets.randbits(64))
 
 
 def grouped(data: bytes, starts: Array, sizes: Array) -> tuple[list[bytes], Array, Array]:
-    """(keys, rows, ends): the distinct keys in the order in which they came, and the rows of key *i*, in their order, from ends[i - 1] to before
-    ends[i]. Row *n* has the key of sizes[n] bytes from starts[n] on; *starts*, *sizes*: int64 of one length.
+    """(keys, rows, ends): the distinct keys, and the rows of key *i*, in their order, from ends[i - 1] to before ends[i]. Row *n* has the key of
+    sizes[n] bytes from starts[n] on; *starts*, *sizes*: int64 of one length.
 
-    Raises IndexError for a key that is not inside.
+    Keys come nearly in the order of their bytes, since RocksDB reads and writes neighbours faster than what lies about: by the eight bytes behind
+    those that all have in common. Raises IndexError for a key that is not inside.
     """
     check_inside(data, starts, sizes)
     n = len(starts)
@@ -27,8 +28,8 @@ def grouped(data: bytes, starts: Array, sizes: Array) -> tuple[list[bytes], Arra
         return _grouped_slowly([data[at : at + size] for at, size in zip(starts.tolist(), sizes.tolist(), strict=True)])
     group, first, rows, ends = (np.zeros(n, np.int64) for _ in range(4))
     table = np.full(2 << max(n, 1).bit_length(), -1, np.int64)
-    groups = _grouped(np.frombuffer(data, np.uint8), starts, sizes, _SEED, table, group, first, rows, ends)
-    first = first[:groups]
+    order = _grouped(np.frombuffer(data, np.uint8), starts, sizes, _SEED, table, group, first, rows, ends)
+    first, groups = first[order], len(order)
     keys = [data[at : at + size] for at, size in zip(starts[first].tolist(), sizes[first].tolist(), strict=True)]
     return keys, rows, ends[:groups]
 
@@ -37,8 +38,9 @@ def _grouped_slowly(keys: list[bytes]) -> tuple[list[bytes], Array, Array]:
     rows: dict[bytes, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
-    flat = [row for mine in rows.values() for row in mine]
-    return [*rows], np.array(flat, np.int64), np.cumsum([len(mine) for mine in rows.values()], dtype=np.int64)
+    ordered = sorted(rows)
+    flat = [row for key in ordered for row in rows[key]]
+    return ordered, np.array(flat, np.int64), np.cumsum([len(rows[key]) for key in ordered], dtype=np.int64)
 
 
 @Loops
@@ -48,8 +50,11 @@ def loops() -> None:
 
 
 @compiled
-def _grouped(data: Array, starts: Array, sizes: Array, seed: Any, table: Array, group: Array, first: Array, rows: Array, ends: Array) -> int:
-    """See `grouped`; returns how many keys there are. *table*: -1, of a power of two, longer than the rows are many; *group* and *first* are room."""
+def _grouped(data: Array, starts: Array, sizes: Array, seed: Any, table: Array, group: Array, first: Array, rows: Array, ends: Array) -> Array:
+    """See `grouped`; returns the order of the keys, by the number of each among those that came, of whose rows *first* is the first.
+
+    *table*: -1, of a power of two, longer than the rows are many; *group* is room.
+    """
     groups, last_slot = 0, table.shape[0] - 1
     for row in range(starts.shape[0]):
         at, size = starts[row], sizes[row]
@@ -76,11 +81,27 @@ def _grouped(data: Array, starts: Array, sizes: Array, seed: Any, table: Array, 
             slot = slot + 1 & last_slot
         group[row] = found
         ends[found] += 1
+    common = sizes[0] if groups else 0  # bytes that all keys begin with
+    for i in range(1, groups):
+        at, there = starts[first[i]], starts[0]
+        same = 0
+        while same < min(common, sizes[first[i]]) and data[at + same] == data[there + same]:
+            same += 1
+        common = same
+    places = np.zeros(groups, np.uint64)
+    for i in range(groups):
+        for k in range(common, common + 8):
+            byte = data[starts[first[i]] + k] if k < sizes[first[i]] else 0
+            places[i] = places[i] << np.uint64(8) | np.uint64(byte)
+    order = np.argsort(places)
+    counts = ends[:groups].copy()
+    begin = np.empty(groups, np.int64)
     behind = 0
-    for i in range(groups):  # where each begins
-        behind += ends[i]
-        ends[i] = behind - ends[i]
+    for i in range(groups):
+        begin[order[i]] = behind
+        behind += counts[order[i]]
+        ends[i] = behind
     for row in range(starts.shape[0]):
-        rows[ends[group[row]]] = row
-        ends[group[row]] += 1
-    return groups
+        rows[begin[group[row]]] = row
+        begin[group[row]] += 1
+    return order

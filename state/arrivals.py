@@ -20,7 +20,7 @@ FACT = np.dtype(">u8")
 
 
 class Arrivals:
-    """`contacts`: the ids of who has hits, as UTF-8, in the order in which they came. `facts`: a row for each hit, uint64, (rule key, moment, hash of
+    """`contacts`: the ids of who has hits, as UTF-8, in the order of `grouped`. `facts`: a row for each hit, uint64, (rule key, moment, hash of
     the activity's id); those of contact *i* from ends[i - 1] to before ends[i], in the order in which they came."""
 
     def __init__(self, contacts: list[bytes], ends: Array, facts: Array, rows: Array, ids: Sequence[str]) -> None:
