@@ -44,26 +44,29 @@ class Arrivals:
         return self.contacts[number].decode()
 
     @cached_property
-    def hits(self) -> list[bytes]:
-        """The hit of each fact."""
-        packed = self.facts.astype(FACT).tobytes()
-        return [packed[at : at + 16] for at in range(8, 24 * len(self.facts), 24)]
+    def _packed(self) -> bytes:
+        return self.facts.astype(FACT).tobytes()
 
     @cached_property
-    def ids(self) -> list[str]:
-        """The activity's id of each fact."""
-        ids = self._ids
-        return [ids[row] for row in self._rows.tolist()]
+    def _row(self) -> list[int]:
+        return self._rows.tolist()  # type: ignore[no-any-return]
+
+    def hit(self, fact: int) -> bytes:
+        """The hit of a fact."""
+        return self._packed[24 * fact + 8 : 24 * fact + 24]
+
+    def id(self, fact: int) -> str:
+        """The id of the activity behind a fact."""
+        return self._ids[self._row[fact]]
 
     def of(self, number: int) -> list[Fact]:
         """The facts of a contact."""
-        begin, end = self.begins[number], int(self.ends[number])
-        rules = self.facts[begin:end, 0].astype(FACT).tobytes()
-        return [(rules[8 * i : 8 * i + 8], hit) for i, hit in enumerate(self.hits[begin:end])]
+        packed = self._packed
+        return [(packed[at : at + 8], packed[at + 8 : at + 24]) for at in range(24 * self.begins[number], 24 * int(self.ends[number]), 24)]
 
     def ids_of(self, number: int) -> list[str]:
         """Of each of the same the activity's id."""
-        return self.ids[self.begins[number] : int(self.ends[number])]
+        return [self.id(fact) for fact in range(self.begins[number], int(self.ends[number]))]
 
     def items(self) -> Iterator[tuple[str, list[Fact]]]:
         """Contacts and their facts."""

@@ -142,20 +142,18 @@ class Batch:
 
     def activities(self, arrived: Arrivals) -> None:
         """Hits of contacts of this partition."""
-        done, persons, keys = self._decision.records, self._persons, arrived.keys
-        known = list(map(self._load, keys))
-        plain = np.fromiter((record is None or records.is_plain(record) for record in known), np.bool_, len(known))
-        if done or persons:
-            plain &= [key not in done and key[1:].decode() not in persons for key in keys]
-        for number in np.flatnonzero(~plain).tolist():
-            self._one(arrived.contact(number), arrived.of(number), arrived.ids_of(number))
-        if not plain.all():
-            arrived, known = arrived.only(plain), [known[number] for number in np.flatnonzero(plain).tolist()]
-        if len(arrived) < self._few or not kernel.loops.ready or any(not view.told and view.cursor is not None for view in self._views.all):
-            for number, record in enumerate(known):
+        done, persons = self._decision.records, self._persons
+        known = list(map(self._load, arrived.keys))
+        in_bulk = len(arrived) >= self._few and kernel.loops.ready and not done and not persons
+        left: Iterable[int] = range(len(arrived))
+        if in_bulk and all(view.told or view.cursor is None for view in self._views.all):  # every view has said all that it has to say of the past
+            left = self._plain_ones(arrived, known)
+        for number in left:
+            contact, record = arrived.contact(number), known[number]
+            if (record is None or records.is_plain(record)) and arrived.keys[number] not in done and contact not in persons:
                 self._plain(arrived, number, record)
-        else:
-            self._plain_ones(arrived, known)
+            else:
+                self._one(contact, arrived.of(number), arrived.ids_of(number))
         self._drain()
 
     def _one(self, contact: str, facts: Sequence[Fact], ids: Sequence[str]) -> None:
@@ -184,27 +182,25 @@ class Batch:
             plan = self._views.plan = kernel.Plan(self._views)
         return plan
 
-    def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> None:
-        """What `_plain` does, of many at once: by compiled code, where every view has said all that it has to say of the past."""
+    def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> list[int]:
+        """What `_plain` does, of many at once and by compiled code; returns the numbers of those that it leaves to others."""
         states, made, moves, taken = self._plan().join([record or b"" for record in known], arrived.facts, arrived.ends)
-        written = self._decision.records
-        for number, (key, state, new_record) in enumerate(zip(arrived.keys, states, made, strict=True)):
-            if state == kernel.JOINED:
-                written[key] = new_record
-            elif state == kernel.LEFT:
-                self._plain(arrived, number, known[number])
-        if not moves:
-            return
-        hits, ids, begins, ends = arrived.hits, arrived.ids, arrived.begins, arrived.ends.tolist()
+        written, joined = self._decision.records, states == kernel.JOINED
+        if joined.all():
+            written.update(zip(arrived.keys, made, strict=True))
+        else:
+            written.update((arrived.keys[number], made[number]) for number in np.flatnonzero(joined).tolist())
+        begins, ends, hit, id_of = arrived.begins, arrived.ends.tolist(), arrived.hit, arrived.id
         for number, view, before, after, on in moves:
             contact = arrived.contacts[number]
             name = contact.decode()
-            changed = [i for i in range(begins[number], ends[number]) if taken[i]]
-            those, last = {hits[i]: ids[i] for i in changed}, ids[changed[-1]]
+            changed = [fact for fact in range(begins[number], ends[number]) if taken[fact]]
+            those, last = {hit(fact): id_of(fact) for fact in changed}, id_of(changed[-1])
             if on:
                 self._onward(view, name, contact, len(before), after, those, last)
             else:
                 self._moved(view, name, contact, [(name, before)], before, after, those, last)
+        return np.flatnonzero(states == kernel.LEFT).tolist()
 
     def _onward(
         self, view: View, contact: str, holder: bytes, known: int, after: Progress, arrived: Mapping[bytes, str], cause_id: str
@@ -292,7 +288,7 @@ class Batch:
             facts, ends = kernel.packed([facts for _, _, facts in plain.values()])
             states, made, moves, _ = self._plan().join([record or b"" for _, record, _ in plain.values()], facts, ends)
             assert not moves, "nobody watches what is rebuilt"
-            for (contact, (key, _, _)), state, new in zip(plain.items(), states, made, strict=True):
+            for (contact, (key, _, _)), state, new in zip(plain.items(), states.tolist(), made, strict=True):
                 if state == kernel.JOINED:
                     done[key] = new
                 elif state == kernel.LEFT:

@@ -49,10 +49,10 @@ class Move(NamedTuple):
 
 
 class Result(NamedTuple):
-    """`states`: for each contact SAME, JOINED or LEFT; `records`: the new record of those that are JOINED; `moves`: in the order of contacts;
+    """`states`: of each contact, int64, SAME, JOINED or LEFT; `records`: the new record of those that are JOINED; `moves`: in the order of contacts;
     `taken`: for each fact, one contact's after the other's, whether it was new (1) or not (0)."""
 
-    states: list[int]
+    states: Array
     records: list[bytes]
     moves: list[Move]
     taken: bytes
@@ -106,7 +106,7 @@ class Plan:
         )  # fmt: skip
         whole, behind = new[: new_at[-1]].tobytes(), new_at.tolist()
         made = [whole[behind[i] : behind[i + 1]] for i in range(n)]
-        return Result(states.tolist(), made, self._moves(moves[:n_moves].tolist(), stages, met), taken.tobytes())
+        return Result(states, made, self._moves(moves[:n_moves].tolist(), stages, met), taken.tobytes())
 
     def _moves(self, rows: list[list[int]], stages: Array, met: Array) -> list[Move]:
         if not rows:
