@@ -134,17 +134,6 @@ def differences(
     return changes
 
 
-def onward(view: View, name: str, known: int, after: Progress, cause_id: str, ids: Mapping[bytes, str]) -> list[StageChange]:
-    """`differences` in the common case: the first *known* stages of *after* were said as they are, the others are reached by activities alone."""
-    journey, version, stages = view.journey.id, view.journey.version or 0, view.journey.stages
-    changes = []
-    for k in range(known, len(after)):
-        at, met_by = after[k]
-        arrived = next((ids[hit] for hit in reversed(met_by) if hit in ids), cause_id)
-        changes.append(StageChange(journey, version, name, k + 1, stages[k].name, "reached", moment_ms(at), None, ACTIVITY, arrived))
-    return changes
-
-
 def _change(
     view: View,
     name: str,

@@ -20,7 +20,6 @@ from .announcement import (
     anything,
     differences,
     farewell,
-    onward,
     part_said,
     predecessors_said,
     said_of,
@@ -30,6 +29,7 @@ from .arrivals import Arrivals, Fact
 from .evidence import HIT_BYTES, Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Said, Unite
+from .onward import go_on
 from .progress import Progress
 from .totals import Cell, agreed, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
@@ -184,38 +184,20 @@ class Batch:
 
     def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> list[int]:
         """What `_plain` does, of many at once and by compiled code; returns the numbers of those that it leaves to others."""
-        states, made, moves, taken = self._plan().join([record or b"" for record in known], arrived.facts, arrived.ends)
+        plan = self._plan()
+        states, made, onward, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends)
         written, joined = self._decision.records, states == kernel.JOINED
         if joined.all():
             written.update(zip(arrived.keys, made, strict=True))
         else:
             written.update((arrived.keys[number], made[number]) for number in np.flatnonzero(joined).tolist())
-        begins, ends, hit, id_of = arrived.begins, arrived.ends.tolist(), arrived.hit, arrived.id
-        for number, view, before, after, on in moves:
-            contact = arrived.contacts[number]
-            name = contact.decode()
-            changed = [fact for fact in range(begins[number], ends[number]) if taken[fact]]
-            those, last = {hit(fact): id_of(fact) for fact in changed}, id_of(changed[-1])
-            if on:
-                self._onward(view, name, contact, len(before), after, those, last)
-            else:
-                self._moved(view, name, contact, [(name, before)], before, after, those, last)
+        go_on(plan, onward, arrived, taken, self._decision.changes, self._decision.entries, self._decision.totals)
+        for number, view, before, after in moves:
+            name = arrived.contact(number)
+            changed = [fact for fact in range(arrived.begins[number], int(arrived.ends[number])) if taken[fact]]
+            those, last = {arrived.hit(fact): arrived.id(fact) for fact in changed}, arrived.id(changed[-1])
+            self._moved(view, name, arrived.contacts[number], [(name, before)], before, after, those, last)
         return np.flatnonzero(states == kernel.LEFT).tolist()
-
-    def _onward(
-        self, view: View, contact: str, holder: bytes, known: int, after: Progress, arrived: Mapping[bytes, str], cause_id: str
-    ) -> None:
-        """`_moved` of one who reached more stages than the first *known*, at which nothing changed."""
-        if view.speaks:
-            self._decision.changes.extend(onward(view, contact, known, after, cause_id, arrived))
-        if view.includes(holder):
-            entries, groups = self._decision.entries, self._decision.totals.setdefault(view.id, {})
-            if known:
-                entries[index_key(view.id, EVERYONE, after[:known], contact, contact)] = None
-            entries[index_key(view.id, EVERYONE, after, contact, contact)] = b""
-            mine = groups.setdefault("", {})
-            for cell in contribution(after, len(view.journey.stages), known):
-                mine[cell] = mine.get(cell, 0) + 1
 
     def _moved(
         self, view: View, contact: str, holder: bytes, spoken: list[Spoken], before: Progress, after: Progress, arrived: Mapping[bytes, str],
@@ -286,8 +268,9 @@ class Batch:
         left: set[str] = {*plain} if len(plain) < self._few or not kernel.loops.ready else set()
         if plain and not left:
             facts, ends = kernel.packed([facts for _, _, facts in plain.values()])
-            states, made, moves, _ = self._plan().join([record or b"" for _, record, _ in plain.values()], facts, ends)
+            states, made, onward, moves, _ = self._plan().join([record or b"" for _, record, _ in plain.values()], facts, ends)
             assert not moves, "nobody watches what is rebuilt"
+            assert not len(onward.rows), "nobody watches what is rebuilt"
             for (contact, (key, _, _)), state, new in zip(plain.items(), states.tolist(), made, strict=True):
                 if state == kernel.JOINED:
                     done[key] = new

@@ -17,9 +17,9 @@ from schemas.rules import PerformedActivity, Rule, rule_key
 
 from .arrivals import FACT, Fact
 from .evidence import HIT_BYTES, LIMIT_HITS
-from .progress import Progress, Reached, new_reached
+from .progress import Progress, Reached
 from .records import COUNT, VERSION
-from .views import View, Views
+from .views import EVERYONE, View, Views, index_prefix
 
 Array = np.ndarray[Any, Any]
 
@@ -38,22 +38,35 @@ def loops() -> None:
     Plan(Views([view])).join([b""], *packed([[(rule_key(rule), bytes(HIT_BYTES))]]))
 
 
+class Onward(NamedTuple):
+    """Contacts that a view shows further on than before: what they had reached stands, met by the same hits.
+
+    `rows`, int64: (number in the batch, number of the view in the plan, stages reached before, and now, where they begin in `stages`). `stages`,
+    uint64: (moment, how many hits met it). `met`, uint64: these hits; those of a stage from `met_at` on.
+    """
+
+    rows: Array
+    stages: Array
+    met_at: Array
+    met: Array
+
+
 class Move(NamedTuple):
-    """Where a view shows a contact (its number in the batch) otherwise than before."""
+    """Where a view shows a contact (its number in the batch) in another way than before."""
 
     contact: int
     view: View
     before: Progress
     after: Progress
-    onward: bool  # the stages of before are the first of after, met by the same hits
 
 
 class Result(NamedTuple):
-    """`states`: of each contact, int64, SAME, JOINED or LEFT; `records`: the new record of those that are JOINED; `moves`: in the order of contacts;
-    `taken`: for each fact, one contact's after the other's, whether it was new (1) or not (0)."""
+    """`states`: of each contact, int64, SAME, JOINED or LEFT; `records`: the new record of those that are JOINED; `moves`: in the order of contacts,
+    those that do not go `onward`; `taken`: for each fact, one contact's after the other's, whether it was new (1) or not (0)."""
 
     states: Array
     records: list[bytes]
+    onward: Onward
     moves: list[Move]
     taken: bytes
 
@@ -82,7 +95,9 @@ class Plan:
         self._rules = np.array(rules, np.uint64)
         self._op_at, self._stage_at = np.array(op_at, np.int64), np.array(stage_at, np.int64)
         self._leaves = leaves
-        self._most_stages = max((len(view.journey.stages) for view in self.views), default=1)
+        self.lengths = np.array([len(view.journey.stages) for view in self.views], np.int64)
+        self.heads = [index_prefix(view.id, EVERYONE) for view in self.views]
+        self._most_stages = max([1, *self.lengths.tolist()])
 
     def join(self, old: Sequence[bytes], facts: Array, ends: Array) -> Result:
         """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none). *facts*, *ends*: see `Arrivals`."""
@@ -106,30 +121,29 @@ class Plan:
         )  # fmt: skip
         whole, behind = new[: new_at[-1]].tobytes(), new_at.tolist()
         made = [whole[behind[i] : behind[i + 1]] for i in range(n)]
-        return Result(states, made, self._moves(moves[:n_moves].tolist(), stages, met), taken.tobytes())
+        rows, goes_on = moves[:n_moves], moves[:n_moves, 4] > 0
+        used = np.where(goes_on, 0, rows[:, 2]) + rows[:, 3]
+        rows[:, 4] = np.cumsum(used) - used  # where its stages begin
+        stages = stages[: used.sum()]
+        counts = stages[:, 1].astype(np.int64)
+        onward = Onward(rows[goes_on], stages, np.cumsum(counts) - counts, met)
+        return Result(states, made, onward, self._moves(rows[~goes_on].tolist(), onward), taken.tobytes())
 
-    def _moves(self, rows: list[list[int]], stages: Array, met: Array) -> list[Move]:
-        if not rows:
-            return []
-        used = sum(after if onward else before + after for _, _, before, after, onward in rows)
-        at_bytes = stages[:used, 0].astype(">u8").tobytes()
-        counts = stages[:used, 1].tolist()
-        hits = met[: sum(counts)].astype(">u8").tobytes()
-        found, row, hit, views = [], 0, 0, self.views
-        for contact, view, n_before, n_after, onward in rows:
-            both: list[list[Reached]] = [[], []]
-            for progress, n in zip(both, (0 if onward else n_before, n_after), strict=True):
-                for _ in range(n):
-                    count = counts[row]
-                    if count == 1:
-                        by: tuple[bytes, ...] = (hits[hit : hit + HIT_BYTES],)
-                    else:
-                        by = tuple([hits[i : i + HIT_BYTES] for i in range(hit, hit + count * HIT_BYTES, HIT_BYTES)])
-                    progress.append(new_reached(Reached, (at_bytes[8 * row : 8 * row + 8], by)))
-                    hit += count * HIT_BYTES
-                    row += 1
-            after = tuple(both[1])
-            found.append(Move(contact, views[view], after[:n_before] if onward else tuple(both[0]), after, bool(onward)))
+    def _moves(self, rows: list[list[int]], all_of_them: Onward) -> list[Move]:
+        """Of those that do not go on, whose stages before stand before those now."""
+        _, stages, met_at, met = all_of_them
+        found = []
+        for contact, view, n_before, n_after, begin in rows:
+            end = begin + n_before + n_after
+            moments, counts = stages[begin:end, 0].astype(FACT).tobytes(), stages[begin:end, 1].tolist()
+            first_hit = int(met_at[begin])
+            hits, hit = met[first_hit : first_hit + sum(counts)].astype(FACT).tobytes(), 0
+            both = []
+            for k, count in enumerate(counts):
+                by = tuple([hits[i : i + HIT_BYTES] for i in range(hit, hit + count * HIT_BYTES, HIT_BYTES)])
+                both.append(Reached(moments[8 * k : 8 * k + 8], by))
+                hit += count * HIT_BYTES
+            found.append(Move(contact, self.views[view], tuple(both[:n_before]), tuple(both[n_before:])))
         return found
 
 

@@ -16,11 +16,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from schemas.journey import Journey
 
 from .progress import Progress
 
 DAY_MS = 86_400_000
+Array = np.ndarray[Any, Any]
+
 EXACT_SECONDS = 512  # waits below are counted to the second; above, buckets are 1/256 wide or finer
 SUB_BUCKETS = EXACT_SECONDS // 2
 
@@ -32,6 +36,13 @@ def wait_bucket(wait_ms: int) -> int:
     """The bucket of a wait: whole seconds below 512 s, then buckets of a relative width of at most 1/256."""
     seconds = wait_ms // 1000
     shift = max(0, seconds.bit_length() - EXACT_SECONDS.bit_length() + 1)
+    return (shift << 32) | (seconds >> shift)
+
+
+def wait_buckets(waits_ms: Array) -> Array:
+    """The bucket of each wait, int64, below 2^53 ms."""
+    seconds = waits_ms // 1000
+    shift = np.maximum(0, np.frexp(seconds.astype(np.float64))[1].astype(np.int64) - EXACT_SECONDS.bit_length() + 1)
     return (shift << 32) | (seconds >> shift)
 
 

@@ -167,6 +167,7 @@ def test_nothing_new_is_told_from_something() -> None:
     assert result.states.tolist() == [SAME, JOINED, JOINED]
     assert result.taken == b"\0\0\0\1\0\1"
     assert result.moves == []
+    assert len(result.onward.rows) == 0
 
 
 def test_moves_that_find_no_room_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +202,14 @@ def test_it_projects_as_projection_does_however_deep_conditions_are() -> None:
     assert isinstance(deep, Condition)
     plan, view = plan_of(deep)
     new = [(key, hit(10 * n + k, bytes([k]) * 8)) for n, key in enumerate(KEYS) for k in range(8)]
-    [move] = plan.join([b""], *packed([new])).moves
+    onward = plan.join([b""], *packed([new])).onward
     evidence = Evidence()
     for fact in new:
         evidence.add(*fact)
-    assert move.after == Projection(view.journey).project(evidence.hits)
-    assert move.after
+    after = Projection(view.journey).project(evidence.hits)
+    assert after
+    assert onward.rows.tolist() == [[0, 0, 0, len(after), 0]]
+    assert onward.stages[:, 0].astype(">u8").tobytes() == b"".join(reached.at for reached in after)
+    assert onward.stages[:, 1].tolist() == [len(reached.met_by) for reached in after]
+    hits = b"".join(hit for reached in after for hit in reached.met_by)
+    assert onward.met[: len(hits) // 16].astype(">u8").tobytes() == hits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from state.totals import (
     results,
     summed,
     wait_bucket,
+    wait_buckets,
     wait_seconds,
 )
 from tests.support.strategies import CONTACTS, activities, evidence_of, journeys
@@ -98,6 +100,12 @@ def test_wait_buckets_are_fine_and_ordered(wait_ms: int) -> None:
     assert seconds - lower <= seconds / 256 if seconds >= 512 else lower == seconds
     assert wait_bucket(lower * 1000) == wait_bucket(wait_ms)
     assert wait_bucket(wait_ms) <= wait_bucket(wait_ms + 1000)
+
+
+@given(st.lists(st.integers(0, 1 << 49) | st.integers(500_000, 530_000)))
+def test_many_waits_fall_into_the_buckets_of_each(waits_ms: list[int]) -> None:
+    assert wait_buckets(np.array(waits_ms, np.int64)).tolist() == [wait_bucket(wait_ms) for wait_ms in waits_ms]
+
 
 
 @settings(max_examples=200, deadline=None)
