@@ -7,10 +7,9 @@ import msgspec
 
 from .times import format_ms
 
-SOURCE = b"/waypost"
-CONTENT_TYPE = b"application/json"
+SPEC, SOURCE, CONTENT_TYPE = ("ce_specversion", b"1.0"), ("ce_source", b"/waypost"), ("content-type", b"application/json")
 CAUSES = ("activity", "merge", "erasure", "edit", "recalculation")
-TYPES = {change: f"waypost.stage.{change}".encode() for change in ("reached", "moved", "left")}
+TYPES = {change: ("ce_type", f"waypost.stage.{change}".encode()) for change in ("reached", "moved", "left")}
 
 
 class StageChange(msgspec.Struct, frozen=True, gc=False):
@@ -48,8 +47,8 @@ class _Out(msgspec.Struct, gc=False):
 
 
 @lru_cache(maxsize=16)
-def _time(time_ms: int) -> bytes:
-    return format_ms(time_ms).encode()  # the same for all changes of a batch
+def _time(time_ms: int) -> tuple[str, bytes]:
+    return "ce_time", format_ms(time_ms).encode()  # the same for all changes of a batch
 
 
 _json = msgspec.json.Encoder().encode
@@ -81,13 +80,6 @@ def encode(change: StageChange, time_ms: int) -> tuple[bytes, bytes, list[tuple[
             c.cause_id,
         )
     )
-    headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", change_id(c).encode()),
-        ("ce_source", SOURCE),
-        ("ce_type", TYPES[c.change]),
-        ("ce_subject", key),
-        ("ce_time", _time(time_ms)),
-        ("content-type", CONTENT_TYPE),
-    ]
+    # most are the same ones for all changes: a tuple takes time to make
+    headers = [SPEC, ("ce_id", change_id(c).encode()), SOURCE, TYPES[c.change], ("ce_subject", key), _time(time_ms), CONTENT_TYPE]
     return key, value, headers
