@@ -13,7 +13,8 @@ import numpy as np
 from schemas import codec, screen
 from schemas.compiled import Loops
 from schemas.errors import Refused
-from schemas.hashing import h8
+from schemas.grouping import grouped
+from schemas.hashing import h8, h8_of
 from schemas.rules import PerformedActivity
 from schemas.times import LAST_MS, format_ms
 from state.arrivals import NO_ARRIVALS, Arrivals, arrivals
@@ -61,51 +62,55 @@ def loops() -> None:  # until they are ready every activity is decoded
 def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int) -> Taken:
     """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused."""
     refused: list[tuple[Record, Refused]] = []
-    all_met, all_ids, texts = list[Keys](), list[str](), list[bytes]()
-    columns: list[tuple[Array, Array, Array]] = []  # where contacts begin in the texts, how long they are, moments
-    known, base = matcher.known.get, 0
+    all_met, all_ids, texts = list[Keys](), list[bytes](), list[bytes]()
+    columns: list[tuple[Array, Array, Array, Array]] = []  # where contacts begin in the texts, how long they are, which of all met, moments
+    base = 0
     for among, value, said in _telling(records, matcher, now_ms + ahead_ms):
-        text, places, bounds = said.text, said.bounds, said.bounds.tolist()
-        signatures = [text[begin:end] for begin, end in zip(bounds[:-1:3], bounds[1::3], strict=True)]
-        met = list(map(known, signatures))
+        text, bounds, sizes = said.text, said.bounds, np.diff(said.bounds)
+        signatures, rows, ends = grouped(text, bounds[:-1:3], sizes[::3])
+        met = [matcher.known.get(signature) or () for signature in signatures]
+        for n in [n for n, signature in enumerate(signatures) if signature and signature not in matcher.known]:
+            met[n] = _looked_up(value(int(rows[ends[n] - 1])), signatures[n], matcher)
+        which = np.empty(len(said.sound), np.int64)
+        which[rows] = np.repeat(np.arange(len(met)), np.diff(ends, prepend=0))
         told: dict[int, tuple[str, str, int]] = {}  # contact, id and moment of those that had to be decoded
-        for n in [n for n, keys in enumerate(met) if keys is None]:
+        for n in np.flatnonzero(~said.sound).tolist():
+            which[n] = len(met)
             try:
-                met[n] = _looked_up(value(n), signatures[n], matcher) if said.sound[n] else _decoded(value(n), matcher, now_ms, ahead_ms, n, told)
+                met.append(_decoded(value(n), matcher, now_ms, ahead_ms, n, told))
             except Refused as error:
+                met.append(())
                 refused.append((among(n), error))
-        rows = [n for n, keys in enumerate(met) if keys]
-        starts, sizes = places[1::3][rows], np.diff(places)[1::3][rows]
-        moments = said.at[rows]
-        ids = [text[bounds[at] : bounds[at + 1]] for at in [3 * n + 2 for n in rows]]
-        starts += base
-        texts.append(text.encode())
+        hit = np.flatnonzero(np.fromiter(map(len, met), np.int64, len(met))[which])
+        starts, lengths, moments = bounds[1::3][hit] + base, sizes[1::3][hit], said.at[hit]
+        ids = [text[begin:end] for begin, end in zip(bounds[2::3][hit].tolist(), bounds[3::3][hit].tolist(), strict=True)]
+        texts.append(text)
         base += len(text)
         if told:
-            place = {n: i for i, n in enumerate(rows)}
+            place = {n: i for i, n in enumerate(hit.tolist())}
             for n, (contact, id_, moment) in told.items():
                 i, encoded = place[n], contact.encode()
-                starts[i], sizes[i], moments[i], ids[i] = base, len(encoded), moment, id_
+                starts[i], lengths[i], moments[i], ids[i] = base, len(encoded), moment, id_.encode()
                 texts.append(encoded)
                 base += len(encoded)
-        columns.append((starts, sizes, moments))
-        all_met += [met[n] for n in rows]  # type: ignore[misc]
+        columns.append((starts, lengths, which[hit] + len(all_met), moments))
+        all_met += met
         all_ids += ids
     outcome = metrics.ACTIVITIES.labels
-    outcome("hit").inc(len(all_met))
+    outcome("hit").inc(len(all_ids))
     outcome("rejected").inc(len(refused))
-    outcome("no_hit").inc(len(records) - len(all_met) - len(refused))
+    outcome("no_hit").inc(len(records) - len(all_ids) - len(refused))
     if matcher.faults:
         for rule, count in matcher.faults.items():
             metrics.RULE_FAULTS.labels(rule).inc(count)
         matcher.faults.clear()
-    if not all_met:
+    if not all_ids:
         return Taken(NO_ARRIVALS, [], refused)
-    starts, sizes, moments = columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
-    return Taken(arrivals(b"".join(texts), starts, sizes, all_met, moments, b"".join(map(h8, all_ids)), all_ids), [], refused)
+    starts, lengths, which, moments = columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
+    return Taken(arrivals(b"".join(texts), starts, lengths, all_met, which, moments, b"".join(map(h8_of, all_ids)), all_ids), [], refused)
 
 
-def _looked_up(raw: bytes | None, signature: str, matcher: Matcher) -> Keys:
+def _looked_up(raw: bytes | None, signature: bytes, matcher: Matcher) -> Keys:
     """The rules that a sound activity meets whose *signature* nobody remembers."""
     met = matcher.match(codec.decode_activity(raw))
     matcher.remember(signature, met)
@@ -169,7 +174,7 @@ def _values(data: bytes, starts: list[int], sizes: list[int]) -> Callable[[int],
 
 def _nothing(count: int) -> screen.Said:
     """What so many records say that nobody has looked at."""
-    return screen.Said([False] * count, np.zeros(count, np.uint64), "", np.zeros(3 * count + 1, np.int64))
+    return screen.Said(np.zeros(count, np.bool_), np.zeros(count, np.uint64), b"", np.zeros(3 * count + 1, np.int64))
 
 
 def as_join(contact: str, hits: list[tuple[bytes, bytes]]) -> Join:

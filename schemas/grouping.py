@@ -23,6 +23,7 @@ def grouped(data: bytes, starts: Array, sizes: Array) -> tuple[list[bytes], Arra
     those that all have in common. Raises IndexError for a key that is not inside.
     """
     check_inside(data, starts, sizes)
+    starts, sizes = np.ascontiguousarray(starts), np.ascontiguousarray(sizes)  # other layouts would be compiled for anew
     n = len(starts)
     if not loops.ready:
         return _grouped_slowly([data[at : at + size] for at, size in zip(starts.tolist(), sizes.tolist(), strict=True)])

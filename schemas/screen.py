@@ -45,16 +45,16 @@ def sound(data: bytes, starts: Array, sizes: Array, latest_ms: int) -> Array:
 
 
 class Said(NamedTuple):
-    """What some records say. Of record n: `sound[n]`, whether it is certainly an activity that the codec accepts, at the latest time or before, and
+    """What some records say. Of record n: `sound[n]`, bool: it is certainly an activity that the codec accepts, at the latest time or before, and
     has an id. If so: `at[n]` is its time, milliseconds since 1970 + 2^63; in `text` stand, one behind the other, its
     *signature* from `bounds[3n]` on, its contact from `bounds[3n + 1]` on and its id from `bounds[3n + 2]` on. If not, they are empty.
 
     Two activities with one signature have the same type and the same values in the fields that were asked for, and nobody else has it.
     """
 
-    sound: list[bool]
+    sound: Array
     at: Array
-    text: str
+    text: bytes
     bounds: Array
 
 
@@ -67,7 +67,7 @@ def read(data: bytes, starts: Array, sizes: Array, latest_ms: int, fields: Array
     given = np.array([_NUMBERS["contact_id"], _NUMBERS["id"], _NUMBERS["type"], *fields], np.int64)
     latest_ms = min(latest_ms, LAST_MS)
     _read(np.frombuffer(data, np.uint8), starts, sizes, latest_ms, *_FIELDS, _REQUIRED, BARE, BLANK, MONTHS, given, found, at, text, bounds)
-    return Said(found.tolist(), at, text[: bounds[-1]].tobytes().decode("ascii"), bounds)
+    return Said(found, at, text[: bounds[-1]].tobytes(), bounds)
 
 
 def numbers_of(fields: Iterable[str]) -> Array:

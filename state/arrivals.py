@@ -23,9 +23,9 @@ class Arrivals:
     """`contacts`: the ids of who has hits, as UTF-8, in the order of `grouped`. `facts`: a row for each hit, uint64, (rule key, moment, hash of
     the activity's id); those of contact *i* from ends[i - 1] to before ends[i], in the order in which they came."""
 
-    def __init__(self, contacts: list[bytes], ends: Array, facts: Array, rows: Array, ids: Sequence[str]) -> None:
+    def __init__(self, contacts: list[bytes], ends: Array, facts: Array, rows: Array, ids: Sequence[bytes]) -> None:
         self.contacts, self.ends, self.facts = contacts, ends, facts
-        self._rows, self._ids = rows, ids  # of each fact the activity, of each activity its id
+        self._rows, self._ids = rows, ids  # of each fact the activity, of each activity its id in UTF-8
 
     def __len__(self) -> int:
         return len(self.contacts)
@@ -57,7 +57,7 @@ class Arrivals:
 
     def id(self, fact: int) -> str:
         """The id of the activity behind a fact."""
-        return self._ids[self._row[fact]]
+        return self._ids[self._row[fact]].decode()
 
     def of(self, number: int) -> list[Fact]:
         """The facts of a contact."""
@@ -82,17 +82,20 @@ class Arrivals:
         return Arrivals(contacts, np.cumsum(counts[kept]), self.facts[facts], self._rows[facts], self._ids)
 
 
-def arrivals(data: bytes, starts: Array, sizes: Array, met: Sequence[Sequence[bytes]], moments: Array, hashes: bytes, ids: Sequence[str]) -> Arrivals:
-    """Of activities in the order in which they came: contact (bytes in *data*), keys of the rules it meets, moment and id with its hash of each."""
+def arrivals(
+    data: bytes, starts: Array, sizes: Array, met: Sequence[Sequence[bytes]], which: Array, moments: Array, hashes: bytes, ids: Sequence[bytes]
+) -> Arrivals:
+    """Of activities in the order in which they came: contact (bytes in *data*), which of *met*, keys of rules, it meets, moment and id with its hash
+    of each."""
     contacts, rows, ends = grouped(data, starts, sizes)
     counts = np.fromiter(map(len, met), np.int64, len(met))
     rules = np.frombuffer(b"".join(chain.from_iterable(met)), FACT)
-    of_each = counts[rows]
+    of_each = counts[which[rows]]
     of_facts = np.repeat(rows, of_each)  # the activity behind each fact
     before = np.cumsum(of_each)
     number = np.arange(len(of_facts)) - np.repeat(before - of_each, of_each)  # among the facts of the activity
     facts = np.empty((len(of_facts), 3), np.uint64)
-    facts[:, 0] = rules[(np.cumsum(counts) - counts)[of_facts] + number]
+    facts[:, 0] = rules[(np.cumsum(counts) - counts)[which[of_facts]] + number]
     facts[:, 1] = moments[of_facts]
     facts[:, 2] = np.frombuffer(hashes, FACT)[of_facts]
     return Arrivals(contacts, before[ends - 1] if len(ends) else ends, facts, of_facts, ids)

@@ -207,7 +207,7 @@ class Matcher:
         self.faults: Counter[str] = Counter()
         self.sieve = Sieve(rules.values())
         self.fields = _fields(rules.values())
-        self.known: dict[str, Keys] = {}
+        self.known: dict[bytes, Keys] = {}
         self._remembered = 0
         self._memo = Memo()
         by_type: dict[str, dict[bytes, Rule]] = defaultdict(dict)
@@ -225,7 +225,7 @@ class Matcher:
         met = self._types.get(activity.type)
         return met(activity) if met is not None else self._spelled(activity.type)(activity)
 
-    def remember(self, signature: str, keys: Keys) -> None:
+    def remember(self, signature: bytes, keys: Keys) -> None:
         """That activities meet *keys*, the rules that one met, when they say the same in their type and `fields` (see `schemas.screen.read`)."""
         if len(signature) > MEMO_CHARS:
             return

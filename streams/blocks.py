@@ -237,7 +237,7 @@ def unpack(raw: bytes, from_offset: int = 0, aborted: Sequence[tuple[int, int]] 
 
 def by_key(block: Block) -> tuple[list[bytes], Array, Array]:
     """The distinct keys and the rows of each (see `schemas.grouping.grouped`). No key at all is taken for an empty one."""
-    return grouped(block.data, np.ascontiguousarray(block.spans[:, KEY]), np.maximum(block.spans[:, KEY_SIZE], 0))
+    return grouped(block.data, block.spans[:, KEY], np.maximum(block.spans[:, KEY_SIZE], 0))
 
 
 def _decompressed(records: bytes, compression: int, base: int) -> bytes:

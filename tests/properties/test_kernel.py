@@ -72,7 +72,7 @@ def decided(views: Views, made: dict[str, bytes | None], new: dict[str, list[tup
     batch = Batch(views, keep.get, lambda contact: contact != "elsewhere", few=few)
     facts, ends = packed([*new.values()])
     ids = [f"id-{one.hex()}" for mine in new.values() for _, one in mine]
-    batch.activities(Arrivals([contact.encode() for contact in new], ends, facts, np.arange(len(ids)), ids))
+    batch.activities(Arrivals([contact.encode() for contact in new], ends, facts, np.arange(len(ids)), [id_.encode() for id_ in ids]))
     return batch.decide()
 
 

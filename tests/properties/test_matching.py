@@ -113,7 +113,7 @@ def test_forgetting_changes_nothing(all_rules, activities):
         matcher = Matcher(by_key(all_rules))
         for said in activities:
             assert set(matcher.match(decoded(said))) == naive(all_rules, said)
-            matcher.remember(said["type"], matcher.match(decoded(said)))
+            matcher.remember(said["type"].encode(), matcher.match(decoded(said)))
             assert sum(map(len, matcher._memo.dicts)) <= 3
             assert sum(1 + len(keys) for keys in matcher.known.values()) <= 3 or len(matcher.known) == 1
             assert len(matcher._types) <= 2

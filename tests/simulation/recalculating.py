@@ -44,7 +44,7 @@ class Keyed:
     def __init__(self, base: Matcher, rules: Mapping[bytes, Rule]) -> None:
         self._base = base
         self.faults, self.sieve, self.fields = base.faults, base.sieve, base.fields
-        self.known: dict[str, tuple[bytes, ...]] = {}
+        self.known: dict[bytes, tuple[bytes, ...]] = {}
         self.remember = self.known.__setitem__
         self._keys: dict[bytes, tuple[bytes, ...]] = {}
         for key, rule in rules.items():
