@@ -213,7 +213,7 @@ class Partition:
         here: list[Message] = []
         for message in taken.messages:
             (here if self.is_here(message.to) else foreign).append(message)
-        reader = self.reader({*arrived.keys, *(records.EVIDENCE + m.to.encode() for m in here)})
+        reader = self.reader(dict.fromkeys((*arrived.keys, *(records.EVIDENCE + m.to.encode() for m in here))).keys())
         batch = Batch(self.views, reader, self.is_here, self.context.max_merges, few=self.context.few)
         if arrived:
             batch.activities(arrived)
@@ -231,11 +231,10 @@ class Partition:
         overlay, get = list(self.overlay)[::-1], self.ledger.get
         read: dict[bytes, bytes | None] = {}
         for decided in overlay:
-            found = decided.keys() & ahead
-            read.update(zip(found, map(decided.__getitem__, found), strict=True))
-            ahead = ahead - found
-        if ahead:
-            absent = list(ahead)
+            for key in decided.keys() & ahead:
+                read.setdefault(key, decided[key])
+        absent = [key for key in ahead if key not in read]
+        if absent:
             read.update(zip(absent, self.ledger.get_many(absent), strict=True))
 
         def load(key: bytes) -> bytes | None:

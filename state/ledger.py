@@ -126,7 +126,7 @@ class Ledger:
             for entry in records.items():
                 put(*entry)
             recent.update(cast(Mapping[bytes, bytes], records))
-            size += sum(map(len, chain(records, records.values()))) + RECENT_OVERHEAD_BYTES * len(records)  # type: ignore[arg-type]
+            size += batch.size_in_bytes() + RECENT_OVERHEAD_BYTES * len(records)
         for key, value in changes:
             if value is None:
                 delete(key)
