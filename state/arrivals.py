@@ -47,17 +47,13 @@ class Arrivals:
     def _packed(self) -> bytes:
         return self.facts.astype(FACT).tobytes()
 
-    @cached_property
-    def _row(self) -> list[int]:
-        return self._rows.tolist()  # type: ignore[no-any-return]
-
     def hit(self, fact: int) -> bytes:
         """The hit of a fact."""
         return self._packed[24 * fact + 8 : 24 * fact + 24]
 
-    def id(self, fact: int) -> str:
-        """The id of the activity behind a fact."""
-        return self._ids[self._row[fact]].decode()
+    def ids(self, facts: Array | slice) -> list[str]:
+        """The ids of the activities behind facts, given by number."""
+        return [self._ids[row].decode() for row in self._rows[facts].tolist()]
 
     def of(self, number: int) -> list[Fact]:
         """The facts of a contact."""
@@ -66,7 +62,7 @@ class Arrivals:
 
     def ids_of(self, number: int) -> list[str]:
         """Of each of the same the activity's id."""
-        return [self.id(fact) for fact in range(self.begins[number], int(self.ends[number]))]
+        return self.ids(slice(self.begins[number], int(self.ends[number])))
 
     def items(self) -> Iterator[tuple[str, list[Fact]]]:
         """Contacts and their facts."""

@@ -194,9 +194,10 @@ class Batch:
         go_on(plan, onward, arrived, taken, self._decision.changes, self._decision.entries, self._decision.totals)
         for number, view, before, after in moves:
             name = arrived.contact(number)
-            changed = [fact for fact in range(arrived.begins[number], int(arrived.ends[number])) if taken[fact]]
-            those, last = {arrived.hit(fact): arrived.id(fact) for fact in changed}, arrived.id(changed[-1])
-            self._moved(view, name, arrived.contacts[number], [(name, before)], before, after, those, last)
+            changed = np.array([fact for fact in range(arrived.begins[number], int(arrived.ends[number])) if taken[fact]])
+            ids = arrived.ids(changed)
+            those = dict(zip(map(arrived.hit, changed.tolist()), ids, strict=True))
+            self._moved(view, name, arrived.contacts[number], [(name, before)], before, after, those, ids[-1])
         return np.flatnonzero(states == kernel.LEFT).tolist()
 
     def _moved(

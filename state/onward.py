@@ -6,7 +6,7 @@ Nearly all that moves moves so. What stood before stands, so that only the furth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
 
@@ -65,7 +65,7 @@ def _changes(plan: Plan, onward: Onward, arrived: Arrivals, taken: bytes) -> Ite
     facts = np.flatnonzero(np.frombuffer(taken, np.uint8))
     first = np.searchsorted(facts, np.where(contacts > 0, arrived.ends[contacts - 1], 0))
     behind = np.searchsorted(facts, arrived.ends[contacts])
-    last = [arrived.id(fact) for fact in facts[behind - 1].tolist()]
+    last = arrived.ids(facts[behind - 1])
     several = (behind - first > 1).tolist()  # of the others, the one that arrived is the one that met
     whose, stages, rows = _gains(onward)
     moments = _ms(onward.stages[rows, 0]).tolist()
@@ -73,17 +73,17 @@ def _changes(plan: Plan, onward: Onward, arrived: Arrivals, taken: bytes) -> Ite
         view = views[n]
         if view.speaks:
             journey = view.journey
-            by = _by(onward, row, arrived, facts[first[n] : behind[n]].tolist(), last[n]) if several[n] else last[n]
+            by = _by(onward, row, arrived, facts[first[n] : behind[n]], last[n]) if several[n] else last[n]
             yield StageChange(
                 journey.id, journey.version or 0, names[n], stage + 1, journey.stages[stage].name, "reached", at_ms, None, ACTIVITY, by
             )
 
 
-def _by(onward: Onward, row: int, arrived: Arrivals, facts: Iterable[int], last: str) -> str:
+def _by(onward: Onward, row: int, arrived: Arrivals, facts: Array, last: str) -> str:
     """The id of the activity among *facts*, those of the holder that were new, which met a stage; *last* where none did."""
     begin, count = int(onward.met_at[row]), int(onward.stages[row, 1])
     packed = onward.met[begin : begin + count].astype(FACT).tobytes()
-    ids = {arrived.hit(fact): arrived.id(fact) for fact in facts}
+    ids = dict(zip(map(arrived.hit, facts.tolist()), arrived.ids(facts), strict=True))
     met_by = [packed[at : at + HIT_BYTES] for at in range(0, len(packed), HIT_BYTES)]
     return next((ids[hit] for hit in reversed(met_by) if hit in ids), last)
 
