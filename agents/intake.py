@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from schemas import codec, screen
-from schemas.compiled import Loops
+from schemas.compiled import Array, Loops
 from schemas.errors import Refused
 from schemas.grouping import grouped
 from schemas.hashing import h8, h8_of
@@ -27,8 +27,6 @@ from streams.blocks import VALUE, VALUE_SIZE, Rows
 
 from . import handoffs, metrics
 from .pipeline import OutRecord
-
-Array = np.ndarray[Any, Any]
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

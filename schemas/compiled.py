@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
+Array = np.ndarray[Any, Any]
 F = TypeVar("F", bound=Callable[..., object])
 _loops: list[Any] = []
 

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .compiled import Loops, check_inside, compiled
-
-Array = np.ndarray[Any, Any]
+from .compiled import Array, Loops, check_inside, compiled
 
 _SEED = np.uint64(secrets.randbits(64))
 """Of the hash, so that nobody can choose many keys that fall together."""

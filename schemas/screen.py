@@ -14,11 +14,9 @@ from msgspec import inspect
 
 from .activity import FIELDS, Activity
 from .codec import WireActivity
-from .compiled import check_inside, compiled
+from .compiled import Array, check_inside, compiled
 from .times import FIRST_MS, LAST_MS
 from .wire import MAX_BYTES
-
-Array = np.ndarray[Any, Any]
 
 UNREAD, TEXT, MOMENT, OTHER = range(4)
 """Kinds of fields: nobody reads it; a text; the time; one that only the codec knows."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
+from schemas.compiled import Array
 from schemas.grouping import grouped
 
 from .records import EVIDENCE
 
-Array = np.ndarray[Any, Any]
 Fact = tuple[bytes, bytes]
 """(rule key, hit)."""
 FACT = np.dtype(">u8")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from schemas.compiled import Loops, check_inside, compiled
+from schemas.compiled import Array, Loops, check_inside, compiled
 
 from .evidence import HIT_BYTES, Evidence
 from .identity import Identity
@@ -29,8 +29,6 @@ from .records import (
     encode_identity,
     pointer_of,
 )  # fmt: skip
-
-Array = np.ndarray[Any, Any]
 
 
 def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:

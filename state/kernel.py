@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from schemas.compiled import Loops, compiled
+from schemas.compiled import Array, Loops, compiled
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
 
@@ -20,8 +20,6 @@ from .evidence import HIT_BYTES, LIMIT_HITS
 from .progress import Progress, Reached
 from .records import COUNT, VERSION
 from .views import EVERYONE, View, Views, index_prefix
-
-Array = np.ndarray[Any, Any]
 
 SAME, JOINED, LEFT = 0, 1, 2
 """Of a contact: nothing was new; joined; left to others."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any
 
 import numpy as np
 
 from schemas.changes import StageChange
+from schemas.compiled import Array
 
 from .arrivals import FACT, Arrivals
 from .evidence import BIAS, HIT_BYTES
@@ -20,7 +20,6 @@ from .kernel import Onward, Plan
 from .messages import ACTIVITY
 from .totals import DAY_MS, Cell, wait_buckets
 
-Array = np.ndarray[Any, Any]
 STAGE = [bytes((stage,)) for stage in range(256)]
 
 

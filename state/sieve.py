@@ -11,15 +11,12 @@ the next look may be, which is the shortest text's length at most. So the cost i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from schemas.compiled import check_inside, compiled
+from schemas.compiled import Array, check_inside, compiled
 from schemas.rules import FieldTest, Rule
 from schemas.text import OPERATORS
-
-Array = np.ndarray[Any, Any]
 
 LOWER = np.array([byte + 32 if 65 <= byte <= 90 else byte for byte in range(256)], np.uint8)
 BACKSLASH = 92

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from schemas.compiled import Array
 from schemas.journey import Journey
 
 from .progress import Progress
 
 DAY_MS = 86_400_000
-Array = np.ndarray[Any, Any]
-
 EXACT_SECONDS = 512  # waits below are counted to the second; above, buckets are 1/256 wide or finer
 SUB_BUCKETS = EXACT_SECONDS // 2
 

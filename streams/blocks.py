@@ -13,10 +13,8 @@ import numpy as np
 from aiokafka import codec
 from aiokafka.record.util import calc_crc32c
 
-from schemas.compiled import Loops, compiled
+from schemas.compiled import Array, Loops, compiled
 from schemas.grouping import grouped
-
-Array = np.ndarray[Any, Any]
 
 HEADER = struct.Struct(">qiibIhiqqqhii")
 """Base offset, length after it, leader epoch, magic, CRC, attributes, last offset delta, first and greatest timestamp, producer id and epoch, first
