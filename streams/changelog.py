@@ -118,10 +118,10 @@ class Changelog:
         """Hands *items* to the producer in record batches. The tenure's lock is held. Returns (future, records) of each batch in order."""
         producer, now_ms = self.app.producer._producer, int(time.time() * 1000)
         sent = []
-        start, no_headers = 0, list[Any]()
+        start = 0
         while start < len(items):
             batch = producer.create_batch()
-            end = start + batches.fill(batch, ((key, value, no_headers, now_ms) for key, value in (items[start:] if start else items)))
+            end = start + batches.fill_bare(batch, items[start:] if start else items, now_ms)
             if end == start:
                 raise ValueError(f"a changelog record of {len(items[start][1] or b'')} bytes does not fit into a batch")
             mine = items[start:end] if end - start < len(items) else items

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchBuilderPy
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
-from streams.batches import Records
+from streams.batches import Records, fill, fill_bare
 
 GZIP = DefaultRecordBatch.CODEC_GZIP
 
@@ -68,3 +69,13 @@ def test_a_header_whose_name_is_not_utf8_stops_nobody(codec: int) -> None:
         (7, 1000, None, b"v", [("before", b"1")]), (8, 1001, b"\xff1", None, [("\\xff\\xfen", b"\xff"), ("ü", None)]), (9, 1002, b"\xff2", b"v", []),
         (10, 1000, None, b"v", []),
     ]  # fmt: skip
+
+
+def test_bare_records_are_those_without_headers() -> None:
+    items: list[tuple[bytes, bytes | None]] = [(b"k%d" % n, None if n == 2 else b"v" * n) for n in range(40)]
+    for room in (200, 1 << 20):
+        one, other = BatchBuilder(room, 0), BatchBuilder(room, 0)
+        count = fill_bare(one, items, 5)
+        assert fill(other, ((key, value, [], 5) for key, value in items)) == count == one.record_count() == other.record_count()
+        assert (count < len(items)) == one.closed() == (room == 200)
+        assert bytes(one._build()) == bytes(other._build())
