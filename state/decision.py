@@ -146,7 +146,7 @@ class Batch:
         known = list(map(self._load, arrived.keys))
         in_bulk = len(arrived) >= self._few and kernel.loops.ready and not done and not persons
         left: Iterable[int] = range(len(arrived))
-        if in_bulk and all(view.told or view.cursor is None for view in self._views.all):  # every view has said all that it has to say of the past
+        if in_bulk and self._views.settled():
             left = self._plain_ones(arrived, known)
         for number in left:
             contact, record = arrived.contact(number), known[number]

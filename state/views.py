@@ -123,16 +123,22 @@ def view_id(journey: Journey, source: Source = Source()) -> bytes:
 class Views:
     """The views of a partition, found by the rules they watch. `plan`: what `kernel` makes of them, when it is asked to."""
 
-    __slots__ = ("all", "by_rule", "plan", "speaking")
+    __slots__ = ("_behind", "all", "by_rule", "plan", "speaking")
 
     def __init__(self, views: Iterable[View] = ()) -> None:
         self.all = tuple(views)
+        self._behind = self.all
         self.plan: Any = None
         self.speaking = {view.journey.id: view for view in self.all if view.speaks}
         self.by_rule: dict[bytes, tuple[View, ...]] = {}
         for view in self.all:
             for rule in view.watched:
                 self.by_rule[rule] = (*self.by_rule.get(rule, ()), view)
+
+    def settled(self) -> bool:
+        """Whether each has said all that it has to say of the past. Who has goes on having, so that not all are asked each time."""
+        self._behind = tuple(view for view in self._behind if not view.told and view.cursor is not None)
+        return not self._behind
 
     def concerned(self, rules: Iterable[bytes]) -> list[View]:
         """The views that watch any of *rules*, each once."""
