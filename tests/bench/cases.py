@@ -75,7 +75,7 @@ class Bench:
 # ---------------------------------------------------------------- throughput
 
 
-def _throughput(bench: Bench, kind: str, at_least: float) -> list[Row]:
+def _throughput(bench: Bench, kind: str, at_least: float, aim: float, aim_cpu: float) -> list[Row]:
     ground, runs = bench.loaded(kind), list[Run]()
     for i in range(bench.repeat):
         if i or ground.played:
@@ -88,20 +88,44 @@ def _throughput(bench: Bench, kind: str, at_least: float) -> list[Row]:
     if len(runs) > 1:
         said += "; runs: " + ", ".join(f"{run.per_second:,.0f}" for run in runs)
     return [
-        Row(kind, "activities a second", median([run.per_second for run in runs]), "/s", said, at_least=at_least),
-        Row(kind, "CPU of the worker", median([run.cpu_per_million for run in runs]), "s/M"),
+        Row(kind, "activities a second", median([run.per_second for run in runs]), "/s", said, at_least=at_least, aim=aim),
+        Row(kind, "CPU of the worker", median([run.cpu_per_million for run in runs]), "s/M", aim=aim_cpu, less=True),
         Row(kind, "memory of the worker, peak", max(run.peak_mib for run in runs), "MiB"),
     ]
 
 
 def sparse(bench: Bench) -> list[Row]:
     """One journey of five stages, 10 % of the activities meet a rule."""
-    return _throughput(bench, "sparse", 200_000)
+    return _throughput(bench, "sparse", 200_000, 470_000, 3.0)
 
 
 def dense(bench: Bench) -> list[Row]:
     """One journey of five stages, every activity meets a rule."""
-    return _throughput(bench, "dense", 60_000)
+    return _throughput(bench, "dense", 60_000, 120_000, 9.0)
+
+
+def two(bench: Bench) -> list[Row]:
+    """Two workers on the sparse topic, written before, against one: from when each has half of the partitions until all is done."""
+    ground = bench.loaded("sparse")
+    total, half = ground.expected.activities, ground.settings.partitions // 2
+    if ground.played:
+        ground.clear()
+    with ground.worker() as worker:
+        one = ground.play(worker).per_second
+        ground.verify(worker)
+    ground.clear()
+    with ground.worker() as first, ground.worker("-second") as second:
+        ground.until(lambda: first.done() + second.done() > 0, "one of them has begun", 0.02)
+        began, before = time.monotonic(), 0
+        ground.until(lambda: (first.live(half) and second.live(half)) or first.done() >= total, "both workers serve", 0.02)
+        if first.done() + second.done() < total:  # else there was too little to do
+            began, before = time.monotonic(), first.done() + second.done()
+        ground.until(lambda: first.done() + second.done() >= total, "both are through", 0.05)
+        both = (total - before) / (time.monotonic() - began)
+        ground.played = True
+        ground.verify(first, second)
+    said = f"{both:,.0f}/s and {one:,.0f}/s; the two counted from when they had {before:,} of {total:,} done"
+    return [Row("two workers", "sparse, against one", both / one, "times", said, aim=1.6)]
 
 
 def peer(bench: Bench) -> list[Row]:
@@ -168,9 +192,9 @@ def journeys(bench: Bench) -> list[Row]:
         cpu = {many: median([run.cpu_per_million for run in of_many]) for many, of_many in runs.items()}
         said = f"{bench.scaled(count):,} activities; {cpu[1]:.1f} and {cpu[thousand]:.1f} s/M"
         rows += [
-            Row("journeys", f"{kind}: CPU of {thousand:,} against one", cpu[thousand] / cpu[1], "times", said, at_most=1.3),
+            Row("journeys", f"{kind}: CPU of {thousand:,} against one", cpu[thousand] / cpu[1], "times", said, at_most=1.3, aim=1.1),
             Row("journeys", f"{kind}: time of {thousand:,} against one", seconds[thousand] / seconds[1], "times",
-                f"{seconds[1]:.1f} and {seconds[thousand]:.1f} s", at_most=1.3),
+                f"{seconds[1]:.1f} and {seconds[thousand]:.1f} s", at_most=1.3, aim=1.1),
         ]  # fmt: skip
         if kind == "dense":
             rows.append(Row("journeys", f"start with {thousand:,}, until all are built", built_s[thousand], "s", f"one: {built_s[1]:.1f} s"))
@@ -208,9 +232,9 @@ def latency(bench: Bench) -> list[Row]:
         ("on the topic until its change is read", announced),
     ):
         values.sort()
-        promised = 500.0 if what == "on the topic until in the results" else None
+        promised, aim = (500.0, 50.0) if what == "on the topic until in the results" else (None, None)
         said_of = f"{len(values):,} at {LATENCY_RATE:,}/s for {seconds:.0f} s; median {percentile(values, 0.5):.0f}, most {values[-1] * 1000:.0f} ms"
-        rows.append(Row("latency", what + ", p99", percentile(values, 0.99), "ms", said_of, at_most=promised))
+        rows.append(Row("latency", what + ", p99", percentile(values, 0.99), "ms", said_of, at_most=promised, aim=aim))
     return [*rows, Row("latency", "CPU of the worker meanwhile", cpu_share, "% of a core", "asked for its positions every 5 ms")]
 
 
@@ -336,12 +360,12 @@ def recovery(bench: Bench) -> list[Row]:
         bench.progress("recovery", records, records)
     said = f"{records:,} records of {len(ground.expected.hits):,} contacts"
     return [
-        Row("recovery", "changelog records a second", median(rates), "/s", said, at_least=150_000),
+        Row("recovery", "changelog records a second", median(rates), "/s", said, at_least=150_000, aim=700_000),
         Row("recovery", "until all results are back", median(built), "s", "the views are built again behind it"),
     ]
 
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
-    "sparse": sparse, "dense": dense, "peers": peer, "recovery": recovery, "journeys": journeys, "latency": latency, "memory": memory,
+    "sparse": sparse, "dense": dense, "two": two, "peers": peer, "recovery": recovery, "journeys": journeys, "latency": latency, "memory": memory,
 }  # fmt: skip
 """Without those of `recalculation`, which build on these."""

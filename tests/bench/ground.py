@@ -268,7 +268,8 @@ class Ground:
 
     def lose(self) -> None:
         """The data directory is gone."""
-        shutil.rmtree(self.settings.data_dir, ignore_errors=True)
+        for each in self.directory.glob(f"{self.settings.data_dir.name}*"):
+            shutil.rmtree(each)
 
     # ---------------------------------------------------------------- the worker
 
@@ -304,8 +305,10 @@ class Ground:
         return found
 
     @contextmanager
-    def worker(self) -> Iterator[Worker]:
-        worker = Worker(self.settings, self.directory / "worker.log")
+    def worker(self, name: str = "") -> Iterator[Worker]:
+        """A worker; *name* tells further ones from the first."""
+        settings = self.settings.replaced("bench", data_dir=f"{self.settings.data_dir}{name}")
+        worker = Worker(settings, self.directory / f"worker{name}.log")
         try:
             yield worker
         finally:
@@ -359,14 +362,14 @@ class Ground:
 
     # ---------------------------------------------------------------- the judge
 
-    def verify(self, worker: Worker, journey: str = JOURNEY) -> None:
-        """Every number of *journey*, and the last word of the stage changes about every contact and stage, against `expected`."""
-        self.verify_numbers(worker, journey)
+    def verify(self, *workers: Worker) -> None:
+        """Every number of all *workers* together, and the last word of the stage changes about every contact and stage, against `expected`."""
+        self.verify_numbers(*workers)
         said: dict[tuple[str, int], int | None] = {}
         for _, records in read_log(self.settings, self.topic("stage-changes")):
             for record in records:
                 change = json.loads(record.value() or b"{}")
-                if change["journey"] == journey:
+                if change["journey"] == JOURNEY:
                     said[change["contact_id"], change["stage"]] = change["reached_at"]
         last = {key: parse_ms(at) for key, at in said.items() if at is not None}
         wanted = self.expected.reached()
@@ -378,9 +381,9 @@ class Ground:
         if rejected:
             raise WrongAnswer(f"{self.name}: {rejected} records were rejected, none is bad")
 
-    def verify_numbers(self, worker: Worker, journey: str = JOURNEY) -> None:
-        """Every number of *journey* against `expected`."""
-        wanted, found = self.expected.cells(), worker.cells(journey)
+    def verify_numbers(self, *workers: Worker) -> None:
+        """Every number against `expected`."""
+        wanted, found = self.expected.cells(), dict(sum((Counter(worker.cells(JOURNEY)) for worker in workers), Counter[tuple[str, int, int]]()))
         if found != wanted:
             wrong = sorted(cell for cell in wanted.keys() | found.keys() if wanted.get(cell) != found.get(cell))
             raise WrongAnswer(f"{self.name}: {len(wrong)} of {len(wanted)} numbers are wrong, for example {wrong[0]}: {found.get(wrong[0])}, "

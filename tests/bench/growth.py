@@ -26,7 +26,11 @@ def contacts(bench: Bench) -> list[Row]:
         ground.apply([data.journey()])
         run, disk_bytes = _run(bench, ground, "dense", max(bench.scaled(ACTIVITIES), many), many, in_turn=True)
         rows.append(_row("contacts", f"{many:,} contacts", run, f"; peak {run.peak_mib:.0f} MiB; {disk_bytes / many:.0f} bytes a contact on disk"))
-    return rows
+    return [
+        *rows,
+        Row("contacts", f"memory of the worker, peak, {many:,} contacts", run.peak_mib, "MiB", aim=500, less=True),
+        Row("contacts", "on disk, a contact", disk_bytes / many, "bytes", "while it runs", aim=120, less=True),
+    ]
 
 
 def journeys(bench: Bench) -> list[Row]:

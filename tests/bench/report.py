@@ -22,7 +22,8 @@ LIBRARIES = ("waypost", "faust-streaming", "aiokafka", "confluent-kafka", "rocks
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `at_least`, `at_most`: the promise, if there is one; `against`: what it was measured against, or how."""
+    """One figure. `at_least`, `at_most`: the promise, if there is one; `against`: what it was measured against, or how. `aim`: how far it shall get
+    in the end, which nobody was promised: at least that, or at most where less is better (`less`, or a promise of at most)."""
 
     case: str
     what: str
@@ -31,6 +32,17 @@ class Row:
     against: str = ""
     at_least: float | None = None
     at_most: float | None = None
+    aim: float | None = None
+    less: bool = False
+
+    @property
+    def aimed(self) -> str:
+        """The aim, and whether it is reached."""
+        if self.aim is None:
+            return ""
+        less = self.less or self.at_most is not None
+        reached = self.value <= self.aim if less else self.value >= self.aim
+        return f"{'≤' if less else '≥'} {number(self.aim)}{' reached' if reached else ''}"
 
     @property
     def kept(self) -> bool | None:
@@ -83,7 +95,7 @@ def _commit(root: Path) -> str:
 
 def show(out: Console, rows: Sequence[Row], about: dict[str, str], settings: str) -> None:
     """Prints the table at the end."""
-    table = Table("case", "measured", "value", "promised", "", "against", title="Waypost: what it costs", title_justify="left")
+    table = Table("case", "measured", "value", "promised", "", "aim", "against", title="Waypost: what it costs", title_justify="left")
     for column in (2, 3):
         table.columns[column].justify = "right"
     before = ""
@@ -91,7 +103,8 @@ def show(out: Console, rows: Sequence[Row], about: dict[str, str], settings: str
         if row.case != before and before:
             table.add_section()
         verdict = {None: "", True: "[green]kept[/]", False: "[red]missed[/]"}[row.kept]
-        table.add_row(row.case if row.case != before else "", row.what, f"{number(row.value)} {row.unit}", row.promise, verdict, row.against)
+        case, value = row.case if row.case != before else "", f"{number(row.value)} {row.unit}"
+        table.add_row(case, row.what, value, row.promise, verdict, row.aimed, row.against)
         before = row.case
     out.print(table)
     for name, said in {**about, "measured with": settings}.items():

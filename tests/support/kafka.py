@@ -202,10 +202,10 @@ class KafkaBroker:
         assert self._process is not None
         self._process.signal(signal.SIGCONT)
 
-    def restart(self) -> str:
+    def restart(self, timeout_seconds: float = 60.0) -> str:
         """Ends it in good order and starts it again, same ports, same data."""
         self.stop()
-        return self.start()
+        return self.start(timeout_seconds)
 
 
 class KafkaCluster:
