@@ -92,7 +92,7 @@ def _grouped(data: Array, starts: Array, sizes: Array, seed: Any, table: Array, 
         for k in range(common, common + 8):
             byte = data[starts[first[i]] + k] if k < sizes[first[i]] else 0
             places[i] = places[i] << np.uint64(8) | np.uint64(byte)
-    order = np.argsort(places)
+    order = np.argsort(places, kind="mergesort")  # whatever keys somebody chooses, it takes no longer
     counts = ends[:groups].copy()
     begin = np.empty(groups, np.int64)
     behind = 0

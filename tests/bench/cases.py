@@ -115,11 +115,12 @@ def two(bench: Bench) -> list[Row]:
         ground.verify(worker)
     ground.clear()
     with ground.worker() as first, ground.worker("-second") as second:
-        ground.until(lambda: first.done() + second.done() > 0, "one of them has begun", 0.02)
+        ground.until(lambda: first.done() > 0 or second.done() > 0, "one of them has begun", 0.02)
         began, before = time.monotonic(), 0
-        ground.until(lambda: (first.live(half) and second.live(half)) or first.done() >= total, "both workers serve", 0.02)
-        if first.done() + second.done() < total:  # else there was too little to do
-            began, before = time.monotonic(), first.done() + second.done()
+        ground.until(lambda: first.live(half) and second.live(half), "both workers serve", 0.02)
+        done = first.done() + second.done()
+        if done < total:  # else there was too little to do
+            began, before = time.monotonic(), done
         ground.until(lambda: first.done() + second.done() >= total, "both are through", 0.05)
         both = (total - before) / (time.monotonic() - began)
         ground.played = True
