@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import aiokafka
@@ -121,7 +122,7 @@ class Changelog:
         start = 0
         while start < len(items):
             batch = producer.create_batch()
-            end = start + batches.fill_bare(batch, items[start:] if start else items, now_ms)
+            end = start + batches.fill(batch, items[start:] if start else items, repeat([]), repeat(now_ms))
             if end == start:
                 raise ValueError(f"a changelog record of {len(items[start][1] or b'')} bytes does not fit into a batch")
             mine = items[start:end] if end - start < len(items) else items

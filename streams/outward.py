@@ -65,7 +65,8 @@ class Outward:
             sent = 0
             while sent < len(mine):
                 batch = producer.create_batch()
-                fitted = batches.fill(batch, (record[1:] for record in (mine[sent:] if sent else mine)))
+                _, keys, values, headers, times_ms = zip(*(mine[sent:] if sent else mine), strict=True)
+                fitted = batches.fill(batch, zip(keys, values, strict=True), headers, times_ms)
                 if not fitted:
                     raise ValueError(f"a record of {len(mine[sent][2] or b'')} bytes does not fit into a batch of {topic}")
                 acknowledged.append(await producer.send_batch(batch, topic, partition=partition))

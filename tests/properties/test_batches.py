@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBa
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 
-from streams.batches import Records, fill, fill_bare
+from streams.batches import Records, fill
 
 GZIP = DefaultRecordBatch.CODEC_GZIP
 
@@ -71,11 +72,15 @@ def test_a_header_whose_name_is_not_utf8_stops_nobody(codec: int) -> None:
     ]  # fmt: skip
 
 
-def test_bare_records_are_those_without_headers() -> None:
-    items: list[tuple[bytes, bytes | None]] = [(b"k%d" % n, None if n == 2 else b"v" * n) for n in range(40)]
+def test_a_batch_is_filled_as_aiokafka_fills_it() -> None:
+    items: list[tuple[bytes | None, bytes | None]] = [(b"k%d" % n, None if n == 2 else b"v" * n) for n in range(40)]
     for room in (200, 1 << 20):
-        one, other = BatchBuilder(room, 0), BatchBuilder(room, 0)
-        count = fill_bare(one, items, 5)
-        assert fill(other, ((key, value, [], 5) for key, value in items)) == count == one.record_count() == other.record_count()
-        assert (count < len(items)) == one.closed() == (room == 200)
-        assert bytes(one._build()) == bytes(other._build())
+        for headers in ([], [("a", b"1")]):
+            one, other = BatchBuilder(room, 0), BatchBuilder(room, 0)
+            count = fill(one, items, repeat(headers), range(5, 45))
+            for (key, value), at_ms in zip(items, range(5, 45), strict=True):
+                if other.append(timestamp=at_ms, key=key, value=value, headers=headers) is None:
+                    break
+            assert count == one.record_count() == other.record_count()
+            assert (count < len(items)) == one.closed() == (room == 200)
+            assert bytes(one._build()) == bytes(other._build())

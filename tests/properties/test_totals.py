@@ -107,7 +107,6 @@ def test_many_waits_fall_into_the_buckets_of_each(waits_ms: list[int]) -> None:
     assert wait_buckets(np.array(waits_ms, np.int64)).tolist() == [wait_bucket(wait_ms) for wait_ms in waits_ms]
 
 
-
 @settings(max_examples=200, deadline=None)
 @given(journeys(), st.lists(activities(), max_size=10), st.lists(activities(), max_size=4))
 def test_what_two_progresses_share_need_not_be_counted_again(journey: Journey, done: list[Activity], more: list[Activity]) -> None:
