@@ -22,6 +22,7 @@ from schemas import changes as change_codec
 from schemas.errors import Refused
 from schemas.journey import Journey
 from state import records
+from state.announcement import doubted
 from state.arrivals import Arrivals
 from state.decision import FEW, Batch, Decision
 from state.ledger import Ledger, Memory
@@ -135,6 +136,7 @@ class Partition:
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
         self.succession.hand_on(ends)
         self.building.reconcile()
+        self.changed = {view.id for view in self.views.all}  # whatever the owner before has published
 
     async def close(self) -> None:
         """Drops what is on its way and closes RocksDB."""
@@ -275,10 +277,7 @@ class Partition:
             ]
             for kind, count in Counter((change.change, change.cause) for change in decision.changes).items():
                 metrics.STAGE_CHANGES.labels(*kind).inc(count)
-        handed: list[OutRecord] = []
-        for message in decision.handoffs:
-            metrics.HANDOFFS.labels(type(message).__name__.lower()).inc()
-            handed.append((partition_of(message.to, n), message.to.encode(), handoffs.encode(message), [], now_ms))
+        handed = self._handed(decision.handoffs)
 
         def commit(offset: int | None) -> None:
             written: list[tuple[bytes, bytes | None]] = [*decision.entries.items(), *also]
@@ -306,7 +305,14 @@ class Partition:
                 # last of the batch: all that follows from the records before it is in the changelog
                 logged.append((POSITION + source.encode(), str(following).encode()))
                 known[source] = following
-        return Work(changes, rejected or [], handed, logged, commit, done)
+        return Work(changes, rejected or [], lambda: self._handed(doubted(decision.changes)), handed, logged, commit, done)
+
+    def _handed(self, messages: Iterable[Message]) -> list[OutRecord]:
+        now_ms, out = self.context.now_ms(), []
+        for message in messages:
+            metrics.HANDOFFS.labels(type(message).__name__.lower()).inc()
+            out.append((partition_of(message.to, self.context.partitions), message.to.encode(), handoffs.encode(message), [], now_ms))
+        return out
 
     def add_aside(
         self,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from typing import Any
 
 import msgspec
 
-from schemas.journey import Journey
 from schemas.rules import Rule
 from schemas.times import format_ms
 from state.ledger import wipe
@@ -25,6 +24,9 @@ log = logging.getLogger(__name__)
 STUCK_SECONDS = 300.0
 """So long a broker may be away before a worker that waits for it is said to be stuck: starting it again may help, and harms nothing."""
 
+TOTALS_AGAIN_MS = 60_000
+"""So often all totals are said again: what an owner before had on its way may have come behind ours."""
+
 
 class Partitions:
     """What the Faust side of the worker calls (see `streams.table`), all in one event loop."""
@@ -36,6 +38,7 @@ class Partitions:
         self._open: dict[int, Partition] = {}
         self._rules: frozenset[bytes] = frozenset()
         self._over: set[str] = set()
+        self._totals_again_ms = 0
 
     # ------------------------------------------------------------------ life of a partition
 
@@ -172,25 +175,30 @@ class Partitions:
         for partition in self.active().values():
             partition.building.settle()
 
-    def _to_publish(self, partition: Partition, journey: Journey) -> View | None:
-        """The view of a journey's version whose totals are out: none that is to be switched to before all partitions have it."""
-        settled = self.context.recalculations.settled
-        found = [
-            view for view in partition.views.all
-            if view.journey.id == journey.id and view.journey.version == journey.version
-            and view.id in partition.building.complete and view.source.generation <= settled(view.source.keys)
-        ]  # fmt: skip
-        return max(found, key=lambda view: view.order, default=None)
+    def _published(self, partition: Partition, ids: Set[bytes]) -> Iterable[View]:
+        """Those of the views *ids* whose totals are out: of a journey's version the newest, but none that is to be switched to before all partitions
+        have it."""
+        settled, complete = self.context.recalculations.settled, partition.building.complete
+        versions = {(view.journey.id, view.journey.version) for view in partition.views.all if view.id in ids}
+        found: dict[tuple[str, int | None], View] = {}
+        for view in partition.views.all:
+            version = view.journey.id, view.journey.version
+            if version in versions and view.id in complete and view.source.generation <= settled(view.source.keys):
+                known = found.get(version)
+                if known is None or view.order > known.order:
+                    found[version] = view
+        return (view for view in found.values() if view.id in ids)
 
     async def publish_totals(self) -> None:
-        """Sends the absolute totals of views that changed since the last time (design, section 6, totals)."""
+        """Sends the absolute totals of views that changed since the last time, and now and then of all (design, section 6, totals)."""
         now_ms = self.context.now_ms()
+        again = now_ms >= self._totals_again_ms
+        if again:
+            self._totals_again_ms = now_ms + TOTALS_AGAIN_MS
         out = []
         for number, partition in self.active().items():
             changed, partition.changed = partition.changed, set()
-            for view in partition.views.all:
-                if view.id not in changed or view is not self._to_publish(partition, view.journey):
-                    continue
+            for view in self._published(partition, {view.id for view in partition.views.all} if again else changed):
                 version = view.journey.version or 0
                 groups = {
                     group: [(*cell, count) for cell, count in cells.items()]

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ class Work:
 
     changes: list[OutRecord] = field(default_factory=list)
     rejected: list[OutRecord] = field(default_factory=list)
+    again: Callable[[], list[OutRecord]] = list  # handoffs that ask for the truth of all that the changes speak of
     handoffs: list[OutRecord] = field(default_factory=list)
     records: list[tuple[bytes, bytes | None]] = field(default_factory=list)
     commit: Callable[[int | None], None] = lambda _: None
@@ -43,6 +44,10 @@ class Outward(Protocol):
     """Sends records to a topic; the future resolves when all are acknowledged, in order for each partition."""
 
     async def send(self, topic: str, records: list[OutRecord]) -> Awaitable[Any]: ...
+
+    def beside(self, run: Coroutine[Any, Any, None]) -> None:
+        """Runs *run* to its end, whatever becomes of the partition."""
+        ...
 
 
 class Changelog(Protocol):
@@ -85,6 +90,7 @@ class Pipeline:
         self._moved_at = monotonic()
         self._freed = asyncio.Event()
         self._closed = False
+        self._doubted: tuple[Work, asyncio.Future[None]] | None = None  # whose changes the broker may get too late, and their sending
         self._sent: deque[Work] = deque()  # in the changelog, not yet in RocksDB
         self._queues: list[asyncio.Queue[tuple[Work, Any]]] = [asyncio.Queue() for _ in range(4)]
         steps = (self._send_changes, self._send_handoffs, self._send_changelog, self._write)
@@ -149,6 +155,8 @@ class Pipeline:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._doubted is not None:
+            self._outward.beside(self._ask_again(*self._doubted))
 
     async def _run(self, i: int, step: Callable[[Work, Any], Awaitable[Any]]) -> None:
         queue, name = self._queues[i], STEPS[i]
@@ -173,9 +181,24 @@ class Pipeline:
         if work.changes or work.rejected:
             await self._changelog.owned(self._partition)  # a worker that was stopped for long must not speak when it wakes
         if work.changes:
-            await (await self._outward.send(self._topics["stage-changes"], work.changes))
+            sent = asyncio.ensure_future(self._say(work.changes))
+            self._doubted = work, sent
+            await asyncio.shield(sent)
+            await self._changelog.owned(self._partition)  # or else the next owner may have spoken before
+            self._doubted = None
         if work.rejected:
             await (await self._outward.send(self._topics["rejected"], work.rejected))
+
+    async def _say(self, changes: list[OutRecord]) -> None:
+        await (await self._outward.send(self._topics["stage-changes"], changes))
+
+    async def _ask_again(self, work: Work, sent: asyncio.Future[None]) -> None:
+        """The broker may get *work*'s changes behind what the next owner says: once it has them, it says the truth of their contacts again."""
+        with contextlib.suppress(Exception):  # they may be there though no answer came
+            await sent
+        records = work.again()
+        log.warning("partition %d: stage changes of %d contacts may have come late: their truth is asked for", self._partition, len(records))
+        await (await self._outward.send(self._topics["handoffs"], records))
 
     async def _send_handoffs(self, work: Work, _: Any) -> None:
         if work.handoffs:

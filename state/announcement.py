@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from schemas.changes import StageChange
 
 from .evidence import Hits, moment_ms
-from .messages import ACTIVITY, Part, Said
+from .messages import ACTIVITY, Join, Part, Said
 from .progress import Progress
 from .views import View
 
@@ -59,6 +59,19 @@ def perhaps_said(views: Iterable[View]) -> dict[str, Said]:
             names = tuple(stage.name for stage in longest.journey.stages)
             said[view.journey.id] = Said(view.journey.version or 0, False, names, view.source.generation)
     return said
+
+
+def doubted(changes: Iterable[StageChange]) -> list[Join]:
+    """Asks for the truth of everybody that *changes* speak of, which may have come behind newer ones."""
+    said: dict[str, dict[str, Said]] = {}
+    for change in changes:
+        mine = said.setdefault(change.contact_id, {})
+        before = mine.get(change.journey)
+        names = [*before.stages] if before is not None else []
+        names += [""] * (change.stage - len(names))
+        names[change.stage - 1] = change.stage_name
+        mine[change.journey] = Said(change.version, False, tuple(names))
+    return [Join(contact, said=stages, again=True) for contact, stages in said.items()]
 
 
 def farewell(part: Part, but: Container[str], cause: str, cause_id: str | None) -> list[StageChange]:

@@ -6,7 +6,8 @@ Never reports a record as sent before all replicas have it; never reorders what 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import aiokafka
@@ -14,6 +15,8 @@ import aiokafka
 from streams import batches
 from streams.partitioner import partition_of
 from streams.transport import start_producer
+
+log = logging.getLogger(__name__)
 
 Header = tuple[str, bytes]
 Outgoing = tuple[int | None, bytes | None, bytes | None, list[Header], int]
@@ -28,15 +31,29 @@ class Outward:
         self._producer: aiokafka.AIOKafkaProducer | None = None
         self._counts: dict[str, int] = {}
         self._keyless = 0
+        self._beside: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         self._producer = await start_producer(self._options, self._client_id)
 
     async def stop(self) -> None:
-        """Sends what is waiting, then closes the connections."""
+        """Waits for what runs beside, sends what is waiting, then closes the connections."""
+        if self._beside:
+            await asyncio.wait([*self._beside])
         producer, self._producer = self._producer, None
         if producer is not None:
             await producer.stop()
+
+    def beside(self, run: Coroutine[Any, Any, None]) -> None:
+        """Runs *run*, which sends what must not be forgotten when its partition goes, to its end. What it raises is logged."""
+        task = asyncio.get_running_loop().create_task(run)
+        self._beside.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("the truth cannot be asked for: %r", task.exception())
 
     async def send(self, topic: str, records: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Hands *records* to the producer, one record batch a partition (more when they do not fit). Waits while the producer is full.

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import aiokafka
+from aiokafka import client
 from aiokafka.errors import ClusterAuthorizationFailedError, UnknownError
 from faust.serializers.schemas import Schema
 from faust.transport import drivers
@@ -335,12 +338,29 @@ async def start_producer(kafka_options: Mapping[str, Any], client_id: str) -> ai
     return producer
 
 
+_connect = client.create_conn
+
+
+async def severable(*args: Any, **kwargs: Any) -> Any:
+    """aiokafka's `create_conn`: a connection of which nothing arrives any more once it is closed or its process is dead.
+
+    By itself, what it was given and the network did not take yet is sent for minutes, and could come behind what the next owner says.
+    """
+    conn = await _connect(*args, **kwargs)
+    writer = conn._writer
+    if writer is not None:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close = writer.transport.abort
+    return conn
+
+
 class Transport(driver.Transport):
     Consumer: ClassVar[type[Consumer]] = Consumer
     Producer: ClassVar[type[Producer]] = Producer
 
 
 def install() -> None:
-    """Makes the scheme known to Faust. Safe to call again."""
+    """Makes the scheme known to Faust, and gives aiokafka's clients our connections and our reading. Safe to call again."""
     drivers.TRANSPORTS.aliases[SCHEME] = "streams.transport:Transport"
     batches.install()
+    client.create_conn = severable

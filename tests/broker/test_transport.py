@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,6 +247,28 @@ async def test_outward_keeps_order_and_lets_the_key_choose_the_partition(broker:
                     assert record.key == b"fixed" or partition == partition_of(record.key, 4)
         assert all(values == sorted(values) for values in by_key.values())
         assert await (await app.outward.send(topic, [])) is None
+
+
+@pytest.mark.parametrize("severable", [True, False], ids=["ours", "aiokafka"])
+async def test_a_connection_that_is_given_up_sends_nothing_any_more(monkeypatch: pytest.MonkeyPatch, severable: bool) -> None:
+    """Given more than the network takes, and closed: by itself, the rest would still be sent."""
+    come: asyncio.Future[asyncio.StreamReader] = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(lambda reader, _: come.set_result(reader), "127.0.0.1", 0, limit=1 << 12)
+
+    async def connect(*address: Any) -> Any:
+        return SimpleNamespace(_writer=(await asyncio.open_connection(*address))[1])
+
+    monkeypatch.setattr(transport, "_connect", connect)
+    given = 32 << 20
+    async with server:
+        conn = await (transport.severable if severable else connect)(*server.sockets[0].getsockname())
+        conn._writer.write(b"x" * given)
+        conn._writer.close()
+        reader, arrived = await come, 0
+        with contextlib.suppress(ConnectionResetError):
+            while some := await asyncio.wait_for(reader.read(1 << 20), 30):
+                arrived += len(some)
+    assert (arrived < given) is severable
 
 
 async def test_a_changelog_send_is_fenced_when_the_assignment_is_over(kafka: str, prefix: str, tmp_path: Path) -> None:

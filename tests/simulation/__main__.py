@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="play this one only and tell every step")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     args = parser.parse_args()
+    logging.disable(logging.WARNING)
     if args.seed is not None:
         play(args.seed, trace=print)
         print(f"history {args.seed}: everything as the oracle says")

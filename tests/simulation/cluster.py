@@ -7,7 +7,7 @@ not at all, when it dies. Nothing here knows what the right answer is; see `chec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -62,12 +62,13 @@ class Record(NamedTuple):
 
 
 class Pending:
-    """Something sent and not acknowledged: `records` by destination partition, in order."""
+    """Something sent and not acknowledged: `records` by destination partition, in order. `asks`: for the truth of what came late."""
 
-    __slots__ = ("by_partition", "future", "owner", "topic")
+    __slots__ = ("asks", "by_partition", "future", "owner", "topic")
 
     def __init__(self, owner: Worker, topic: str, by_partition: dict[int, list[Any]], future: asyncio.Future[Any]) -> None:
         self.owner, self.topic, self.by_partition, self.future = owner, topic, by_partition, future
+        self.asks = asyncio.current_task() in owner.asking
 
 
 class Worker:
@@ -84,6 +85,7 @@ class Worker:
         self.pending: list[Pending] = []
         self.busy: dict[tuple[int, str], asyncio.Task[None]] = {}
         self.read_to: dict[tuple[int, str], int] = {}
+        self.asking: list[asyncio.Task[None]] = []  # for the truth of what it said too late
         self.context = Context(
             partitions=cluster.plan.partitions, data_dir=Path(f"/w{self.number}"), memory=cluster.disk, topics=TOPICS,
             outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen, owned=self.owned),
@@ -103,6 +105,9 @@ class Worker:
                 number = 0 if record[1] is None else partition_of(record[1], self.cluster.plan.partitions)
             by_partition.setdefault(number, []).append(record)
         return self._sent(topic, by_partition)
+
+    def beside(self, run: Coroutine[Any, Any, None]) -> None:
+        self.asking.append(self.cluster.loop.create_task(run))
 
     async def owned(self, partition: int) -> None:
         """Always: what a worker sends after it lost a partition is what `zombie` is about."""
@@ -262,14 +267,25 @@ class Cluster:
         for key in [k for k in worker.busy if k[0] == p]:
             del worker.busy[key]
 
+    def end(self, worker: Worker) -> None:
+        """*worker* closes everything and asks for nothing any more."""
+        for p in list(worker.open):
+            self.drop(worker, p)
+        for task in worker.asking:
+            task.cancel()
+        self.run()
+
     def die(self, worker: Worker, wipe: bool) -> None:
         """*worker* is killed and started again; its partitions come back to it, or go to others."""
         self.say(f"worker {worker.number} dies, {'disk wiped' if wipe else 'disk kept'}")
         for pending in worker.pending:
-            self.land_in_part(pending)
+            if pending.asks:  # that it dies between a word that comes late and asking for the truth is a known limit
+                self.land(pending, acknowledge=False)
+            else:
+                self.land_in_part(pending)
+        self.zombies = [pending for pending in self.zombies if pending.owner is not worker or pending.topic != "stage-changes"]
         mine = [p for p in range(self.plan.partitions) if self.owner[p] is worker]
-        for p in list(worker.open):
-            self.drop(worker, p)
+        self.end(worker)
         if wipe:
             for path in [path for path in self.disk.ledgers if path.startswith(f"/w{worker.number}/")]:
                 del self.disk.ledgers[path]
@@ -284,12 +300,11 @@ class Cluster:
         """Every partition is taken away and given out again; some of what is on its way arrives late (zombies)."""
         for worker in self.workers:
             for pending in worker.pending:
-                changelog = pending.topic == "changelog"
-                if changelog and self.rng.random() < 0.6:
+                if pending.topic in ("changelog", "stage-changes") and self.rng.random() < 0.6:
                     self.zombies.append(pending)
-                else:
+                elif not pending.asks:
                     self.land_in_part(pending)
-            worker.pending = []
+            worker.pending = [pending for pending in worker.pending if pending.asks]
         for worker in self.workers:
             for p in [p for p in worker.open if worker.open[p].active]:
                 self.drop(worker, p)
@@ -300,6 +315,10 @@ class Cluster:
     def haunt(self, pending: Pending) -> None:
         """A worker that was stopped for long goes on: its record lands behind the new owner's."""
         self.zombies.remove(pending)
+        if pending.topic == "stage-changes":
+            self.say(f"worker {pending.owner.number} speaks late: {pending.by_partition}")
+            self.land(pending, acknowledge=True)
+            return
         for p, records in pending.by_partition.items():
             if not self.foreign[p]:
                 self.clean_to[p] = self.changelog_ends[p]
@@ -475,8 +494,7 @@ class Cluster:
             self.compact(p)
         self.faults = 0
         for worker in self.workers:
-            for p in list(worker.open):
-                self.drop(worker, p)
+            self.end(worker)
             worker.start()
         self.disk.ledgers.clear()
         for p in range(self.plan.partitions):
@@ -484,8 +502,7 @@ class Cluster:
 
     def close(self) -> None:
         for worker in self.workers:
-            for p in list(worker.open):
-                self.drop(worker, p)
+            self.end(worker)
 
 
 @lru_cache(maxsize=20_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -113,6 +114,15 @@ def stage_changes_not_waited_for() -> Iterator[None]:
             await self._outward.send(self._topics["stage-changes"], work.changes)
 
     with patch.object(Pipeline, "_send_changes", send_changes):
+        yield
+
+
+@mutation
+def the_truth_of_what_came_late_is_not_asked_for() -> Iterator[None]:
+    async def ask_again(self: Pipeline, work: Work, sent: asyncio.Future[None]) -> None:
+        await sent
+
+    with patch.object(Pipeline, "_ask_again", ask_again):
         yield
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from streams.settings import Settings, librdkafka_config
 
 START_SECONDS = 60.0
 SETTLE_SECONDS = 120.0
+TOTALS_SECONDS = 75.0  # all are said again every minute
 
 
 class Group:
@@ -161,7 +163,7 @@ class Group:
         return all(journey["status"] == "live" for journey in self.http.get("/api/journeys").json()["journeys"])
 
     def verify(self) -> check.Report:
-        """Compares numbers, lists, names and the last word of the stage changes with the oracle. Fails on any difference."""
+        """Compares numbers, lists, names, and the last words of stage changes and totals with the oracle. Fails on any difference."""
         self.settled()
         report = check.run(self.settings, Client(f"http://127.0.0.1:{self.port}"), (), SETTLE_SECONDS, lambda *_: None)
         names = [one for one in report.differences if "contact" in one.where or ", " in one.where]
@@ -186,7 +188,20 @@ class Group:
         wrong = {key for key in {*announced, *truth} if announced.get(key) != truth.get(key)}
         lines = [f"{key}: {truth.get(key)}, announced {announced.get(key)}: {told.get(key)}" for key in sorted(wrong)[:10]]
         assert not wrong, f"{len(wrong)} last words are not the truth\n" + "\n".join(lines)
+        self.until(self._totals_agree, TOTALS_SECONDS, "for the last totals of all partitions to add up to the results")
         return report
+
+    def _totals_agree(self) -> bool:
+        last = {record.key(): json.loads(record.value()) for record in self.read("totals")}
+        for journey in self.http.get("/api/journeys").json()["journeys"]:
+            results = self.http.get(f"/api/journeys/{journey['id']}/results").json()
+            reached: Counter[int] = Counter()
+            for said in last.values():
+                if (said["journey"], said["version"]) == (journey["id"], results["version"]):
+                    reached.update({stage: count for kind, stage, _, count in said["groups"].get("", ()) if kind == "r"})
+            if any(reached[stage["stage"]] != stage["converted"] for stage in results["stages"]):
+                return False
+        return True
 
     def read(self, source: str) -> list[Any]:
         """All records of a topic, in the order of each partition."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,9 @@ class Outward(Logs):
             by_key = next(self._round) % self.partitions if key is None else partition_of(key, self.partitions)
             self.append(topic, by_key if partition is None else partition, key, value, headers, at_ms)
         return self._acknowledged()
+
+    def beside(self, run: Coroutine[Any, Any, None]) -> None:
+        self.last = asyncio.ensure_future(run)
 
 
 class Changelog(Logs):
