@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 VIEW, SWEPT = b"v", b"swept"
 GIVEN_UP = (CANCELLED, FAILED)
 LIVE, BUILDING, OLD = "live", "building", "old"
-SCAN_CONTACTS = 500  # a step: bounds how long the loop is blocked
+SCAN_CONTACTS = 1000  # a step: bounds how long the loop is blocked
 KEEP_OLD_VIEWS = 8  # of a journey, however long other partitions take
 
 
@@ -254,11 +254,11 @@ class Building:
         low = after or prefix
         for decided in partition.overlay:
             found.update((k, v) for k, v in decided.items() if k[:1] == prefix and k > low and (last is None or k <= last))
-        keys = sorted(found)
-        contacts = [key[1:].decode() for key in keys]
-        metrics.SCAN_CONTACTS.inc(len(contacts))
-        batch = Batch(self.kept, partition.reader(known=found), partition.is_here, partition.context.max_merges)
-        changed = batch.scan(views, contacts)
+        holders = [key[1:] for key in sorted(found)]
+        metrics.SCAN_CONTACTS.inc(len(holders))
+        context = partition.context
+        batch = Batch(self.kept, partition.reader(known=found), partition.is_here, context.max_merges, few=context.few)
+        changed = batch.scan(views, holders)
         decision = batch.decide()
         cursor = None if last is None else last[1:]
         for view in views:

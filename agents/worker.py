@@ -31,7 +31,7 @@ from agents.refusals import Refusals
 from agents.reporter import Reporter
 from schemas import grouping
 from schemas.compiled import let_go, worth_preparing
-from state import joining, kernel
+from state import bulk, joining
 from state.ledger import Memory
 from state.matching import Matcher
 from streams import blocks
@@ -174,7 +174,7 @@ def compile_loops() -> None:
 
 def load_loops() -> None:
     """Loads what was compiled, and compiles what was not."""
-    for loops in (grouping.loops, kernel.loops, joining.loops, intake.loops, blocks.loops):
+    for loops in (grouping.loops, bulk.loops, joining.loops, intake.loops, blocks.loops):
         loops.warm()
 
 

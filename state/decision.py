@@ -7,14 +7,14 @@ be done, and in which order its caller must do it: changes, handoffs, records to
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from schemas.changes import StageChange
 
-from . import kernel, records
+from . import bulk, kernel, records
 from .announcement import (
     Spoken,
     anything,
@@ -28,14 +28,16 @@ from .announcement import (
 from .arrivals import Arrivals, Fact
 from .evidence import HIT_BYTES, Evidence, moment_ms
 from .identity import Identity, Merge, place
-from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Said, Unite
-from .onward import go_on
+from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Unite
+from .onward import go_on, take_in
+from .person import Person, Shown
 from .progress import Progress
 from .totals import Cell, agreed, contribution
 from .views import EVERYONE, View, Views, group_key, index_key
 
 MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
 MOST_GATHERED_BYTES = 64 * HIT_BYTES  # of one message; the compiled loop compares new hits with each other
+BULK_STAGES = 1 << 17  # that compiled code of a scan has room for, 16 bytes each
 FEW = 8  # contacts of a batch for which compiled code is not worth what it takes to begin
 
 
@@ -48,68 +50,6 @@ class Decision(NamedTuple):
     refused: list[tuple[Origin, str]]
     entries: dict[bytes, bytes | None]  # of the index
     totals: dict[bytes, dict[str, dict[Cell, int]]]
-
-
-class _Shown(NamedTuple):
-    """What was visible of a part before the batch."""
-
-    name: str
-    groups: tuple[str, ...]
-    hits: Mapping[bytes, bytes]
-    marked: frozenset[bytes]
-
-
-class _Person:
-    """A contact's records while a batch works on them."""
-
-    __slots__ = (
-        "again",
-        "cause",
-        "cause_id",
-        "contact",
-        "evidence",
-        "head",
-        "identity",
-        "ids",
-        "key",
-        "parts",
-        "perhaps",
-        "pointer",
-        "raw_identity",
-        "renamed",
-        "rules",
-        "shown",
-        "was_holder",
-    )  # fmt: skip
-
-    def __init__(self, contact: str) -> None:
-        self.contact = contact
-        self.key = contact.encode()
-        self.pointer: str | None = None
-        self.evidence = Evidence()
-        self.identity: Identity | None = None
-        self.raw_identity: bytes | None = None  # not decoded until needed
-        self.head: tuple[str, tuple[str, ...], int | None] = (contact, (), None)  # name, groups, erased_at_ms
-        self.shown: _Shown | None = None
-        self.parts: list[Part] = []
-        self.rules: set[bytes] = set()  # whose hits changed
-        self.renamed = False  # name, groups, members or erasure changed: every view is concerned
-        self.was_holder = True
-        self.again = False  # something not known may have been said of it
-        self.perhaps: dict[str, Said] = {}  # by journey, what that can have been
-        self.cause, self.cause_id = ACTIVITY, None  # type: str, str | None
-        self.ids: dict[bytes, str] = {}
-
-    def whole(self) -> Identity:
-        if self.identity is None:
-            if self.raw_identity is None:
-                self.identity = Identity(self.contact)
-            else:
-                self.identity = records.decode_identity(self.contact, self.raw_identity)
-        return self.identity
-
-    def has_identity(self) -> bool:
-        return self.raw_identity is not None or (self.identity is not None and not self.identity.blank())
 
 
 class Batch:
@@ -134,7 +74,7 @@ class Batch:
         self._load = load
         self._is_here = is_here
         self._max_merges = max_merges
-        self._persons: dict[str, _Person] = {}
+        self._persons: dict[str, Person] = {}
         self._queue: deque[Message] = deque()
         self._decision = Decision({}, [], [], [], {}, {})
 
@@ -144,7 +84,7 @@ class Batch:
         """Hits of contacts of this partition."""
         done, persons = self._decision.records, self._persons
         known = list(map(self._load, arrived.keys))
-        in_bulk = len(arrived) >= self._few and kernel.loops.ready and not done and not persons
+        in_bulk = len(arrived) >= self._few and bulk.loops.ready and not done and not persons
         left: Iterable[int] = range(len(arrived))
         if in_bulk and self._views.settled():
             left = self._plain_ones(arrived, known)
@@ -175,11 +115,11 @@ class Batch:
                 if person.cause == ACTIVITY:
                     person.cause_id = id_
 
-    def _plan(self) -> kernel.Plan:
+    def _plan(self) -> bulk.Plan:
         """The views, made ready for compiled code."""
-        plan: kernel.Plan | None = self._views.plan
+        plan: bulk.Plan | None = self._views.plan
         if plan is None:
-            plan = self._views.plan = kernel.Plan(self._views)
+            plan = self._views.plan = bulk.Plan(self._views)
         return plan
 
     def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> list[int]:
@@ -266,9 +206,9 @@ class Batch:
                     continue
                 known = plain[contact] = key, record, []
             known[2].extend((rule, blob[i : i + HIT_BYTES]) for rule, blob in message.hits.items() for i in range(0, len(blob), HIT_BYTES))
-        left: set[str] = {*plain} if len(plain) < self._few or not kernel.loops.ready else set()
+        left: set[str] = {*plain} if len(plain) < self._few or not bulk.loops.ready else set()
         if plain and not left:
-            facts, ends = kernel.packed([facts for _, _, facts in plain.values()])
+            facts, ends = bulk.packed([facts for _, _, facts in plain.values()])
             states, made, onward, moves, _ = self._plan().join([record or b"" for _, record, _ in plain.values()], facts, ends)
             assert not moves, "nobody watches what is rebuilt"
             assert not len(onward.rows), "nobody watches what is rebuilt"
@@ -309,16 +249,18 @@ class Batch:
             else:
                 self._unite(person, message)
 
-    def scan(self, views: Sequence[View], contacts: Iterable[str]) -> Counter[bytes]:
-        """Takes holders among *contacts* into *views*, which are being built, and announces how they stand against what was said before.
+    def scan(self, views: Sequence[View], holders: Sequence[bytes]) -> Counter[bytes]:
+        """Takes *holders* (contacts as bytes; aliases are passed over) into *views*, which are being built, and announces how they stand against
+        what was said before.
 
         Returns, by view id, how many contacts stand elsewhere than the same version said; each counts once, at the first of the views. The caller
         moves the views' cursor past them afterwards. Nothing else may be in the same batch.
         """
         speaking = {view.id: view.cause for view in views if view.speaks and not view.told and not self._silent}
+        in_bulk = len(holders) >= self._few and bulk.loops.ready
         changed: Counter[bytes] = Counter()
-        for contact in contacts:
-            person = self._person(contact)
+        for contact in self._scan_plain_ones(views, speaking, holders) if in_bulk else holders:
+            person = self._person(contact.decode())
             if person.pointer is not None:
                 continue
             name, groups, _ = person.head
@@ -338,6 +280,21 @@ class Batch:
                 marked = bool(evidence.marked and evidence.marked & view.rules)
                 self._place(view, person.contact, (name, groups, after, marked), 1)
         return changed
+
+    def _scan_plain_ones(self, views: Sequence[View], speaking: Container[bytes], holders: Sequence[bytes]) -> list[bytes]:
+        """What `scan` does, of many at once and by compiled code; returns those that it leaves to others."""
+        plan, done = self._plan(), self._decision
+        before = [view.predecessors if view.id in speaking else () for view in views]
+        first = {view.id for view, mine in zip(views, before, strict=True) if view.id in speaking and not mine}
+        asked = [(view, mine, bool(mine) and not any(one.told for one in mine)) for view, mine in zip(views, before, strict=True)]
+        left: list[bytes] = []
+        size = max(1, BULK_STAGES // sum(len(view.journey.stages) for view in views))
+        for begin in range(0, len(holders), size):
+            some = holders[begin : begin + size]
+            states, onward = plan.stand([self._load(records.EVIDENCE + holder) or b"" for holder in some], asked)
+            take_in(plan, onward, some, first, done.changes, done.entries, done.totals)
+            left += [some[number] for number in np.flatnonzero(states == kernel.LEFT).tolist()]
+        return left
 
     def restore(self, changed: Mapping[str, tuple[bytes | None, bytes | None]]) -> None:
         """Takes over records as the changelog has them: contact -> (evidence record, identity record). For silent batches: views follow."""
@@ -368,11 +325,11 @@ class Batch:
 
     # ------------------------------------------------------------------ messages
 
-    def _person(self, contact: str) -> _Person:
+    def _person(self, contact: str) -> Person:
         person = self._persons.get(contact)
         if person is not None:
             return person
-        person = self._persons[contact] = _Person(contact)
+        person = self._persons[contact] = Person(contact)
         key = records.EVIDENCE + person.key
         record = self._decision.records[key] if key in self._decision.records else self._load(key)
         if record is not None:
@@ -393,9 +350,9 @@ class Batch:
         return person
 
     @staticmethod
-    def _show(person: _Person) -> None:
+    def _show(person: Person) -> None:
         name, groups, _ = person.head
-        person.shown = _Shown(name, groups, dict(person.evidence.hits), person.evidence.marked)
+        person.shown = Shown(name, groups, dict(person.evidence.hits), person.evidence.marked)
 
     def _send(self, message: Message) -> None:
         if self._is_here(message.to):
@@ -403,7 +360,7 @@ class Batch:
         else:
             self._decision.handoffs.append(message)
 
-    def _join(self, person: _Person, message: Join) -> None:
+    def _join(self, person: Person, message: Join) -> None:
         evidence = person.evidence
         if message.again:
             person.again = True
@@ -431,7 +388,7 @@ class Batch:
             person.parts.append(Part(message.part, message.hits, message.said))
             person.renamed = True
 
-    def _unite(self, person: _Person, message: Unite) -> None:
+    def _unite(self, person: Person, message: Unite) -> None:
         identity = person.whole()
         new = [merge for merge in message.merges if merge not in identity.merges]
         if new and len(identity.merges) + len(new) > self._max_merges:
@@ -452,12 +409,12 @@ class Batch:
             self._send(Unite(message.other, person.contact, cause_id=message.cause_id))
 
     @staticmethod
-    def _join_merges(person: _Person, identity: Identity, merges: Iterable[Merge]) -> None:
+    def _join_merges(person: Person, identity: Identity, merges: Iterable[Merge]) -> None:
         if identity.join(merges=merges):
             person.renamed = True
             person.head = identity.name, identity.groups, identity.erased_at_ms
 
-    def _hand_over(self, person: _Person, identity: Identity, message: Unite) -> None:
+    def _hand_over(self, person: Person, identity: Identity, message: Unite) -> None:
         """Sends everything to the other and becomes its alias. What was visible goes from here without a word; the other will speak of it."""
         shown, to = person.shown, message.other
         assert shown is not None, "a holder is visible"
@@ -492,7 +449,7 @@ class Batch:
                     written[identity_key] = None
         return self._decision
 
-    def _flush(self, person: _Person) -> None:
+    def _flush(self, person: Person) -> None:
         """Writes what changed of *person* and brings views and announcements to where it stands now."""
         if not person.rules and not person.renamed and not person.again:
             return
@@ -546,7 +503,7 @@ class Batch:
             self._write(person)
         person.rules, person.renamed, person.parts, person.again, person.perhaps = set(), False, [], False, {}
 
-    def _write(self, person: _Person) -> None:
+    def _write(self, person: Person) -> None:
         has_identity = person.has_identity()
         if person.renamed and has_identity:  # before the evidence that says there is one
             record = records.encode_identity(person.whole())
@@ -554,7 +511,7 @@ class Batch:
                 self._decision.records[records.IDENTITY + person.key] = person.raw_identity = record
         self._decision.records[records.EVIDENCE + person.key] = records.encode_evidence(person.evidence, has_identity)
 
-    def _withdraw(self, person: _Person, shown: _Shown) -> None:
+    def _withdraw(self, person: Person, shown: Shown) -> None:
         for view in self._views.concerned(shown.hits):
             if view.includes(person.key):
                 before = view.project(shown.hits)

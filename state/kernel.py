@@ -1,168 +1,25 @@
-"""Kernel: the common case of a batch, compiled: hits joined to packed evidence, and where that moves progress. Pure; `_plain` of `decision` in bulk.
+"""Kernel: the common case of a batch and of a scan, compiled: hits joined to packed evidence, and how views show it. Pure; called by `bulk`.
 
-It reads and writes evidence records as `records` lays them out, and says for each view what `Projection.project` says before and after. What it does
-not know (aliases, identities, more hits than the limit) it leaves to the way written in Python, which it must always agree with.
+It reads and writes evidence records as `records` lays them out, and says for each view what `Projection.project` says. What it does not know
+(aliases, identities, more hits than the limit) it leaves to the way written in Python, which it must always agree with.
+
+All in one module: what was compiled is kept until the module that it stands in changes, whatever it calls in others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from schemas.compiled import Array, Loops, compiled
-from schemas.journey import Condition, Journey, Stage
-from schemas.rules import PerformedActivity, Rule, rule_key
+from schemas.compiled import Array, compiled
 
-from .arrivals import FACT, Fact
 from .evidence import HIT_BYTES, LIMIT_HITS
-from .progress import Progress, Reached
 from .records import COUNT, VERSION
-from .views import EVERYONE, View, Views, index_prefix
 
 SAME, JOINED, LEFT = 0, 1, 2
 """Of a contact: nothing was new; joined; left to others."""
 RULE, ANY, ALL = 0, 1, 2
-FACT_BYTES = 8 + HIT_BYTES
-MOVES_A_CONTACT = 4  # room for as many, taken together; what has no room is left to others
-
-
-@Loops
-def loops() -> None:
-    rule = PerformedActivity(activity="warm")
-    condition = Condition(op="all", members=(rule, rule))
-    view = View(Journey(id="warm", name="warm", version=1, stages=(Stage(name="warm", condition=condition),)))
-    Plan(Views([view])).join([b""], *packed([[(rule_key(rule), bytes(HIT_BYTES))]]))
-
-
-class Onward(NamedTuple):
-    """Contacts that a view shows further on than before: what they had reached stands, met by the same hits.
-
-    `rows`, int64: (number in the batch, number of the view in the plan, stages reached before, and now, where they begin in `stages`). `stages`,
-    uint64: (moment, how many hits met it). `met`, uint64: these hits; those of a stage from `met_at` on.
-    """
-
-    rows: Array
-    stages: Array
-    met_at: Array
-    met: Array
-
-
-class Move(NamedTuple):
-    """Where a view shows a contact (its number in the batch) in another way than before."""
-
-    contact: int
-    view: View
-    before: Progress
-    after: Progress
-
-
-class Result(NamedTuple):
-    """`states`: of each contact, int64, SAME, JOINED or LEFT; `records`: the new record of those that are JOINED; `moves`: in the order of contacts,
-    those that do not go `onward`; `taken`: for each fact, one contact's after the other's, whether it was new (1) or not (0)."""
-
-    states: Array
-    records: list[bytes]
-    onward: Onward
-    moves: list[Move]
-    taken: bytes
-
-
-class Plan:
-    """The views of a partition, made ready: their conditions as programs, and who watches which rule."""
-
-    def __init__(self, views: Views) -> None:
-        self.views = views.all
-        number = {view.id: n for n, view in enumerate(self.views)}
-        watched = sorted(views.by_rule)
-        self._keys = np.array([int.from_bytes(rule, "big") for rule in watched], np.uint64)
-        self._watch_at = np.cumsum([0, *(len(views.by_rule[rule]) for rule in watched)], dtype=np.int64)
-        self._watchers = np.array([number[view.id] for rule in watched for view in views.by_rule[rule]], np.int64)
-        ops: list[tuple[int, int]] = []
-        rules: list[int] = []
-        op_at, stage_at, leaves = [0], [0], 1
-        for view in self.views:
-            keys, asked = view.source.keys, 0
-            for stage in view.journey.stages:
-                asked += _compile(stage.condition, keys, ops, rules)
-                op_at.append(len(ops))
-            stage_at.append(len(op_at) - 1)
-            leaves = max(leaves, asked)
-        self._ops = np.array(ops, np.int64).reshape(-1, 2)
-        self._rules = np.array(rules, np.uint64)
-        self._op_at, self._stage_at = np.array(op_at, np.int64), np.array(stage_at, np.int64)
-        self._leaves = leaves
-        self.lengths = np.array([len(view.journey.stages) for view in self.views], np.int64)
-        self.heads = [index_prefix(view.id, EVERYONE) for view in self.views]
-        self._most_stages = max([1, *self.lengths.tolist()])
-
-    def join(self, old: Sequence[bytes], facts: Array, ends: Array) -> Result:
-        """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none). *facts*, *ends*: see `Arrivals`."""
-        n, n_facts = len(old), len(facts)
-        data = b"".join(old)
-        old_at = np.zeros(n + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, old), np.int64, n), out=old_at[1:])
-        fact_at = np.zeros(n + 1, np.int64)
-        fact_at[1:] = ends
-        new = np.empty(len(data) + n * 4 + n_facts * (10 + HIT_BYTES), np.uint8)
-        new_at, states = np.zeros(n + 1, np.int64), np.empty(n, np.int64)
-        room = MOVES_A_CONTACT * n + len(self.views)
-        moves, stages = np.empty((room, 5), np.int64), np.empty((2 * room * 2, 2), np.uint64)
-        met = np.empty((4 * room + 2 * self._leaves, 2), np.uint64)
-        most = int(np.diff(fact_at).max()) if n else 0
-        taken = np.zeros(n_facts, np.uint8)
-        n_moves = _join(
-            np.frombuffer(data, np.uint8), old_at, facts, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
-            self._op_at, self._stage_at, self._leaves, self._most_stages, most, new, new_at, states, taken,
-            moves, stages, met,
-        )  # fmt: skip
-        whole, behind = new[: new_at[-1]].tobytes(), new_at.tolist()
-        made = [whole[behind[i] : behind[i + 1]] for i in range(n)]
-        rows, goes_on = moves[:n_moves], moves[:n_moves, 4] > 0
-        used = np.where(goes_on, 0, rows[:, 2]) + rows[:, 3]
-        rows[:, 4] = np.cumsum(used) - used  # where its stages begin
-        stages = stages[: used.sum()]
-        counts = stages[:, 1].astype(np.int64)
-        onward = Onward(rows[goes_on], stages, np.cumsum(counts) - counts, met)
-        return Result(states, made, onward, self._moves(rows[~goes_on].tolist(), onward), taken.tobytes())
-
-    def _moves(self, rows: list[list[int]], all_of_them: Onward) -> list[Move]:
-        """Of those that do not go on, whose stages before stand before those now."""
-        _, stages, met_at, met = all_of_them
-        found = []
-        for contact, view, n_before, n_after, begin in rows:
-            end = begin + n_before + n_after
-            moments, counts = stages[begin:end, 0].astype(FACT).tobytes(), stages[begin:end, 1].tolist()
-            first_hit = int(met_at[begin])
-            hits, hit = met[first_hit : first_hit + sum(counts)].astype(FACT).tobytes(), 0
-            both = []
-            for k, count in enumerate(counts):
-                by = tuple([hits[i : i + HIT_BYTES] for i in range(hit, hit + count * HIT_BYTES, HIT_BYTES)])
-                both.append(Reached(moments[8 * k : 8 * k + 8], by))
-                hit += count * HIT_BYTES
-            found.append(Move(contact, self.views[view], tuple(both[:n_before]), tuple(both[n_before:])))
-        return found
-
-
-def packed(facts: Sequence[Sequence[Fact]]) -> tuple[Array, Array]:
-    """*facts* of contacts as `Plan.join` takes them."""
-    flat = b"".join([part for mine in facts for fact in mine for part in fact])
-    ends = np.cumsum(np.fromiter(map(len, facts), np.int64, len(facts)), dtype=np.int64)
-    return np.frombuffer(flat, FACT).astype(np.uint64).reshape(-1, 3), ends
-
-
-def _compile(what: Condition | Rule, keys: Any, ops: list[tuple[int, int]], rules: list[int]) -> int:
-    """Adds the program of a condition, its members first; returns how many rules it asks for."""
-    if not isinstance(what, Condition):
-        own = rule_key(what)
-        ops.append((RULE, len(rules)))
-        rules.append(int.from_bytes(keys.get(own, own), "big"))
-        return 1
-    asked = sum(_compile(member, keys, ops, rules) for member in what.members)
-    if len(what.members) > 1:
-        ops.append((ANY if what.op == "any" else ALL, len(what.members)))
-    return asked
 
 
 @compiled
@@ -300,13 +157,13 @@ def _project(
 
 
 @compiled
-def _join(
+def join(
     data: Array, old_at: Array, facts: Array, fact_at: Array, keys: Array, watch_at: Array, watchers: Array, ops: Array, rules: Array,
     op_at: Array, stage_at: Array, leaves: int, most_stages: int, most_facts: int, new: Array, new_at: Array, states: Array, taken: Array,
     moves: Array, stages: Array, met: Array,
 ) -> int:
-    """See `Plan.join`. Returns how many rows *moves* has: contact, view, stages before, stages after, 1 where those before are the first of those
-    after. *stages* and *met* hold them, those before only where they are others."""  # fmt: skip
+    """See `bulk.Plan.join`. Returns how many rows *moves* has: contact, view, stages before, stages after, 1 where those before are the first of
+    those after. *stages* and *met* hold them, those before only where they are others."""  # fmt: skip
     most_slots = 1024 + most_facts
     old_slots, new_slots = np.empty(most_slots, np.uint64), np.empty(most_slots, np.uint64)
     old_places, new_places = np.empty((most_slots, 2), np.int64), np.empty((most_slots, 2), np.int64)
@@ -498,3 +355,53 @@ def _join(
         at = to
     new_at[states.shape[0]] = at
     return n_moves
+
+
+@compiled
+def stand(
+    data: Array, old_at: Array, of: Array, before_at: Array, before: Array, silent: Array, ops: Array, rules: Array, op_at: Array, stage_at: Array,
+    leaves: int, most_stages: int, states: Array, rows: Array, stages: Array,
+) -> int:
+    """See `bulk.Plan.stand`. Returns how many rows *rows* has: contact, view, 0, stages reached, where they begin in *stages*."""
+    slots, places = np.empty(1024, np.uint64), np.empty((1024, 2), np.int64)
+    spent, scratch = np.empty((leaves, 2), np.uint64), np.empty((leaves * (leaves + 1), 2), np.uint64)
+    reached, theirs = np.empty((most_stages, 2), np.uint64), np.empty((most_stages, 2), np.uint64)
+    stack, range_ = np.empty(leaves + 1, np.uint64), np.empty((leaves + 1, 2), np.int64)
+    n_rows = n_stages = 0
+    for contact in range(states.shape[0]):
+        states[contact] = LEFT
+        old = old_at[contact]
+        if old_at[contact + 1] == old or data[old] != VERSION or data[old + 1] != 0:
+            continue
+        n = _slots(data, old, slots, places)
+        for i in range(n):
+            if places[i, 1] > LIMIT_HITS:
+                n = -1  # marked
+                break
+        if n < 0:
+            continue
+        m_rows, m_stages = n_rows, n_stages
+        known = True
+        for j in range(of.shape[0]):
+            first, last = stage_at[of[j]], stage_at[of[j] + 1]
+            n_now = _project(data, slots, places, n, ops, rules, op_at, first, last, spent, reached, stack, range_, scratch)
+            known = n_now == 0 or silent[j] == 0
+            for b in range(before_at[j], before_at[j + 1]):
+                first, last = stage_at[before[b]], stage_at[before[b] + 1]
+                n_then = _project(data, slots, places, n, ops, rules, op_at, first, last, spent, theirs, stack, range_, scratch)
+                known = known and n_then == n_now
+                for k in range(n_now):
+                    known = known and theirs[k, 0] == reached[k, 0]
+            if not known:
+                break
+            if n_now == 0:
+                continue
+            rows[m_rows, 0], rows[m_rows, 1], rows[m_rows, 2], rows[m_rows, 3], rows[m_rows, 4] = contact, of[j], 0, n_now, m_stages
+            m_rows += 1
+            for k in range(n_now):
+                stages[m_stages, 0], stages[m_stages, 1] = reached[k, 0], reached[k, 1]
+                m_stages += 1
+        if known:
+            states[contact] = SAME
+            n_rows, n_stages = m_rows, m_stages
+    return n_rows

@@ -6,7 +6,7 @@ Nearly all that moves moves so. What stood before stands, so that only the furth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -15,9 +15,9 @@ from schemas.changes import StageChange
 from schemas.compiled import Array
 
 from .arrivals import FACT, Arrivals
+from .bulk import Onward, Plan
 from .evidence import BIAS, HIT_BYTES
-from .kernel import Onward, Plan
-from .messages import ACTIVITY
+from .messages import ACTIVITY, EDIT
 from .totals import DAY_MS, Cell, wait_buckets
 
 STAGE = [bytes((stage,)) for stage in range(256)]
@@ -27,7 +27,7 @@ def go_on(
     plan: Plan, onward: Onward, arrived: Arrivals, taken: bytes, changes: list[StageChange], entries: dict[bytes, bytes | None],
     totals: dict[bytes, dict[str, dict[Cell, int]]],
 ) -> None:  # fmt: skip
-    """Adds to a decision's *changes*, *entries* and *totals* what *onward* comes to. *plan* made it of *arrived*; *taken*: see `kernel.Result`."""
+    """Adds to a decision's *changes*, *entries* and *totals* what *onward* comes to. *plan* made it of *arrived*; *taken*: see `bulk.Result`."""
     if not len(onward.rows):
         return
     changes.extend(_changes(plan, onward, arrived, taken))
@@ -37,9 +37,28 @@ def go_on(
     if not all(included):
         holders = [holder for holder, one in zip(holders, included, strict=True) if one]
         onward = onward._replace(rows=onward.rows[included])
+    _place(plan, onward, holders, entries, totals)
+
+
+def take_in(
+    plan: Plan, onward: Onward, holders: Sequence[bytes], first: Container[bytes], changes: list[StageChange],
+    entries: dict[bytes, bytes | None], totals: dict[bytes, dict[str, dict[Cell, int]]],
+) -> None:  # fmt: skip
+    """The same for *holders* that a scan takes into views (`Plan.stand`). Those *first* (ids) had nobody before them: they announce everything."""
+    if not len(onward.rows):
+        return
+    whose = [holders[number] for number in onward.rows[:, 0].tolist()]
+    if any(view.id in first for view in plan.views):
+        changes.extend(_first_said(plan, onward, whose, first))
+    _place(plan, onward, whose, entries, totals)
+
+
+def _place(
+    plan: Plan, onward: Onward, holders: Sequence[bytes], entries: dict[bytes, bytes | None], totals: dict[bytes, dict[str, dict[Cell, int]]]
+) -> None:
     entries.update(_entries(plan, onward, holders))
     for (number, kind, stage, bucket), count in _cells(plan, onward).items():
-        mine, cell = totals.setdefault(views[number].id, {}).setdefault("", {}), (kind, stage, bucket)
+        mine, cell = totals.setdefault(plan.views[number].id, {}).setdefault("", {}), (kind, stage, bucket)
         mine[cell] = mine.get(cell, 0) + count
 
 
@@ -78,6 +97,18 @@ def _changes(plan: Plan, onward: Onward, arrived: Arrivals, taken: bytes) -> Ite
             )
 
 
+def _first_said(plan: Plan, onward: Onward, holders: Sequence[bytes], first: Container[bytes]) -> Iterator[StageChange]:
+    """The announcement of each stage that a view of which nothing was said before shows."""
+    views = [plan.views[number] for number in onward.rows[:, 1].tolist()]
+    whose, stages, rows = _gains(onward)
+    for n, stage, at_ms in zip(whose.tolist(), stages.tolist(), _ms(onward.stages[rows, 0]).tolist(), strict=True):
+        view = views[n]
+        if view.id in first:
+            journey = view.journey
+            name, stage_name = holders[n].decode(), journey.stages[stage].name
+            yield StageChange(journey.id, journey.version or 0, name, stage + 1, stage_name, "reached", at_ms, None, EDIT, None)
+
+
 def _by(onward: Onward, row: int, arrived: Arrivals, facts: Array, last: str) -> str:
     """The id of the activity among *facts*, those of the holder that were new, which met a stage; *last* where none did."""
     begin, count = int(onward.met_at[row]), int(onward.stages[row, 1])
@@ -87,7 +118,7 @@ def _by(onward: Onward, row: int, arrived: Arrivals, facts: Array, last: str) ->
     return next((ids[hit] for hit in reversed(met_by) if hit in ids), last)
 
 
-def _entries(plan: Plan, onward: Onward, holders: list[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
+def _entries(plan: Plan, onward: Onward, holders: Sequence[bytes]) -> Iterator[tuple[bytes, bytes | None]]:
     """Index entries: see `views.index_key`."""
     packed, heads = onward.stages[:, 0].astype(FACT).tobytes(), plan.heads
     for (_, number, known, after, begin), holder in zip(onward.rows.tolist(), holders, strict=True):

@@ -121,7 +121,7 @@ def view_id(journey: Journey, source: Source = Source()) -> bytes:
 
 
 class Views:
-    """The views of a partition, found by the rules they watch. `plan`: what `kernel` makes of them, when it is asked to."""
+    """The views of a partition, found by the rules they watch. `plan`: what `bulk` makes of them, when it is asked to."""
 
     __slots__ = ("_behind", "all", "by_rule", "plan", "speaking")
 

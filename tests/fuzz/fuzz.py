@@ -20,7 +20,7 @@ from schemas.errors import Refused
 from schemas.hashing import h8
 from schemas.journey import parse_journey
 from schemas.recalculation import decode
-from state import kernel
+from state import bulk
 from state.decision import Batch
 from state.evidence import hit
 from state.matching import Matcher
@@ -113,7 +113,7 @@ def seeds(r: Random) -> tuple[str, bytes]:
 
 def fuzz_records(count: int, seed: int, say: Callable[[str], None]) -> Found:
     """Raises whatever fails; what is refused is refused in words."""
-    kernel.loops.warm()
+    bulk.loops.warm()
     intake.loops.warm()
     r, said, matcher = Random(seed), Counter[str](), Matcher(RULES)
     views = Views([View(parse_journey(JOURNEY), told=True)])

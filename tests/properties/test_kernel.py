@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,17 +12,18 @@ from hypothesis import strategies as st
 
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
-from state import kernel, records
+from state import bulk, decision, records
 from state.arrivals import Arrivals
+from state.bulk import Plan, packed
 from state.decision import Batch, Decision
 from state.evidence import LIMIT_HITS, Evidence, hit
-from state.kernel import JOINED, LEFT, SAME, Plan, packed
+from state.kernel import JOINED, LEFT, SAME
 from state.messages import Join, Message
 from state.progress import Projection
 from state.records import ALIAS, HAS_IDENTITY, decode_evidence, encode_alias, encode_evidence
 from state.views import Source, View, Views
 
-kernel.loops.warm()
+bulk.loops.warm()
 RULES = [PerformedActivity(activity=f"a{n}") for n in range(5)]
 KEYS = [rule_key(rule) for rule in RULES]
 UNWATCHED = b"nobody's"
@@ -116,6 +118,37 @@ def test_both_ways_gather_the_same(made: list[tuple[tuple[Stage, ...], Source]],
     assert compiled.handoffs == written.handoffs
 
 
+befores = st.lists(st.tuples(stages, sources, st.booleans()), max_size=2)
+
+
+@settings(max_examples=1000)
+@given(st.lists(st.tuples(stages, sources, st.booleans(), befores), min_size=1, max_size=3), contacts, st.sampled_from([1, 1 << 17]))
+def test_both_ways_scan_the_same(made: list[Any], people: list[Any], room: int) -> None:
+    """Views that are being built, with and without versions before them that have said something else, the same, or perhaps nothing."""
+    known = {records.EVIDENCE + f"c{n}".encode(): record_of(before, kind) for n, (before, _, kind) in enumerate(people)}
+    decisions = []
+    for few in (0, 1 << 30):
+        views, built = [], []
+        for n, (now, source, told, before) in enumerate(made):
+            earlier = []
+            for version, (then, of, was_told) in enumerate(before, 1):
+                earlier.append(View(Journey(id=f"j{n}", name="J", version=version, stages=then), told=was_told, source=of))
+                earlier[-1].speaks = False
+            version = len(before) + (not before or source.generation == 0)
+            view = View(Journey(id=f"j{n}", name="J", version=version, stages=now), cursor=b"", told=told, source=source)
+            view.follow(earlier)
+            views += [*earlier, view]
+            built.append(view)
+        batch = Batch(Views(views), known.get, lambda contact: contact != "elsewhere", few=few)
+        with patch.object(decision, "BULK_STAGES", room):
+            changed = batch.scan(built, [key[1:] for key in known])
+        decisions.append((batch.decide(), changed))
+    (compiled, some), (written, same) = decisions
+    assert (compiled.records, compiled.entries, some) == (written.records, written.entries, same)
+    assert {id_: cells(groups) for id_, groups in compiled.totals.items()} == {id_: cells(groups) for id_, groups in written.totals.items()}
+    assert sorted(map(repr, compiled.changes)) == sorted(map(repr, written.changes))
+
+
 def cells(groups: dict[str, dict[Any, int]]) -> dict[str, dict[Any, int]]:
     return {group: {cell: count for cell, count in mine.items() if count} for group, mine in groups.items()}
 
@@ -172,7 +205,7 @@ def test_nothing_new_is_told_from_something() -> None:
 
 def test_moves_that_find_no_room_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python takes them over; nothing is said twice."""
-    monkeypatch.setattr(kernel, "MOVES_A_CONTACT", 0)
+    monkeypatch.setattr(bulk, "MOVES_A_CONTACT", 0)
     made = [(views_of([((Stage(name="s", condition=ONE),), Source())]).all[0].journey.stages, Source())] * 2
     new = {f"c{n}": [(KEYS[0], hit(n, bytes(8)))] for n in range(20)}
     compiled, written = decided(views_of(made), {}, new, 0), decided(views_of(made), {}, new, 1 << 30)

@@ -23,7 +23,7 @@ import state.views
 from agents import intake
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
-from state import joining, kernel
+from state import bulk, joining
 from state.decision import FEW
 from state.matching import Matcher
 from state.progress import Projection, rules_of
@@ -47,7 +47,7 @@ _all_rules = parse_journey(
 )
 ALL_RULES = tuple(rules_of(_all_rules.stages[0].condition))
 MATCHER = Matcher(by_key(ALL_RULES))
-kernel.loops.warm()  # every second history is decided by compiled code, however few contacts a batch has
+bulk.loops.warm()  # every second history is decided by compiled code, however few contacts a batch has
 intake.loops.warm()  # and of every two of each kind one takes activities in by it
 joining.loops.warm()  # and every second one reads changelogs by it
 blocks.loops.warm()
