@@ -235,7 +235,7 @@ def _results(app: FastAPI, backend: Backend) -> None:
         async def fetch() -> dict[str, Any]:
             return await backend.results(journey_id, version, group)
 
-        events = backend.live.listen((journey_id, group, version), fetch, request.is_disconnected)
+        events = backend.live.listen((journey_id, group, version), fetch, request)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 

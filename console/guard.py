@@ -81,6 +81,8 @@ class Guard:
         method, path = scope["method"], scope["path"]
         person, by_token = self._person(headers)
         scope.setdefault("state", {})["person"] = person
+        # a stream asks again: it outlasts sessions, and the word of whoever keeps the file of users
+        scope["state"]["refused"] = lambda: self._refused(method, path, headers, *self._person(headers)) is not None
         refused = self._refused(method, path, headers, person, by_token)
         status = 500
 

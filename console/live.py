@@ -8,6 +8,8 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from typing import Any
 
+from starlette.requests import Request
+
 from agents import metrics
 
 from .errors import ApiError, error_body
@@ -32,6 +34,11 @@ def as_json(found: dict[str, Any]) -> str:
     return f"data: {json.dumps(found, ensure_ascii=False)}\n\n"
 
 
+def unavailable(code: str, message: str, path: str | None = None) -> str:
+    """An event named `unavailable` with an error in the API's shape."""
+    return f"event: unavailable\ndata: {json.dumps(error_body(code, message, path), ensure_ascii=False)}\n\n"
+
+
 class Live:
     """Streams of server-sent events. Unnamed events carry what was fetched; an event named `unavailable` carries an error in the API's shape."""
 
@@ -47,11 +54,12 @@ class Live:
         self,
         key: Hashable,
         fetch: Callable[[], Awaitable[dict[str, Any]]],
-        gone: Callable[[], Awaitable[bool]],
+        request: Request,
         encode: Callable[[dict[str, Any]], str] = as_json,
         interval_seconds: float = INTERVAL_SECONDS,
     ) -> AsyncIterator[bytes]:
-        """Events of what *fetch* gives, encoded, as they change, until *gone*. Listeners of one *key* share one poller."""
+        """Events of what *fetch* gives, encoded, as they change, until whoever sent *request* has left, or may listen no more. Listeners of one *key*
+        share one poller."""
         feed = self._feeds.setdefault(key, _Feed())
         feed.listeners += 1
         metrics.LIVE_STREAMS.inc()
@@ -60,7 +68,10 @@ class Live:
         try:
             serial, quiet = 0, 0.0
             yield b"retry: 1000\n\n"
-            while not (self._ended or feed.task.done() or await gone()):
+            while not (self._ended or feed.task.done() or await request.is_disconnected()):
+                if "refused" in request.scope["state"] and request.state.refused():
+                    yield unavailable("not_logged_in", "You are logged out, or may not see this any more").encode()
+                    return
                 if await _newer(feed, serial):
                     serial, quiet = feed.serial, 0.0
                     yield (feed.event or "").encode()
@@ -99,8 +110,7 @@ async def _poll(
             said: Any = {name: value for name, value in found.items() if name != "as_of"}
             event = encode(found)
         except ApiError as error:
-            said = error_body(error.code, error.message, error.path)
-            event = f"event: unavailable\ndata: {json.dumps(said, ensure_ascii=False)}\n\n"
+            said = event = unavailable(error.code, error.message, error.path)
         if said != feed.said:
             feed.said, feed.event = said, event
             async with feed.changed:

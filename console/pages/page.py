@@ -81,7 +81,7 @@ def stream(
     async def fetch() -> dict[str, Any]:
         return {"html": await render()}
 
-    events = backend.live.listen(("page", key), fetch, request.is_disconnected, _event, interval_seconds)
+    events = backend.live.listen(("page", key), fetch, request, _event, interval_seconds)
     return StreamingResponse(events, headers={**HEADERS, "X-Accel-Buffering": "no"}, media_type="text/event-stream")
 
 

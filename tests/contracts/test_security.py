@@ -135,6 +135,17 @@ def test_a_session_is_new_each_time_and_ends(guarded: Waypost) -> None:
     assert again.get("/api/journeys").status_code == 401
 
 
+def test_a_stream_ends_with_its_session(guarded: Waypost) -> None:
+    client = logged_in(guarded)
+    with client.stream("GET", "/stream/journeys", timeout=30) as stream:
+        lines = stream.iter_lines()
+        assert any(line.startswith("data:") for line in lines)
+        assert httpx.post(f"{guarded.url}/logout", cookies=dict(client.cookies)).status_code == 303
+        rest = [*lines]
+    assert "event: unavailable" in rest
+    assert "not_logged_in" in rest[-2]
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Origin": "https://evil.example"}, {"Origin": "null"}],

@@ -14,7 +14,7 @@ from schemas import codec
 from schemas.errors import Refused
 from state.matching import Matcher
 from streams.blocks import Rows
-from tests.simulation.cluster import Record
+from tests.simulation.worker import Record
 from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Good, Sent, journey, raw
 from tests.support.records import block_of
 

@@ -78,7 +78,7 @@ def decided(views: Views, made: dict[str, bytes | None], new: dict[str, list[tup
     return batch.decide()
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None)
 @given(journeys, contacts)
 def test_both_ways_decide_the_same(made: list[tuple[tuple[Stage, ...], Source]], people: list[Any]) -> None:
     known = {f"c{n}": record_of(before, kind) for n, (before, _, kind) in enumerate(people)}
@@ -121,7 +121,7 @@ def test_both_ways_gather_the_same(made: list[tuple[tuple[Stage, ...], Source]],
 befores = st.lists(st.tuples(stages, sources, st.booleans()), max_size=2)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(stages, sources, st.booleans(), befores), min_size=1, max_size=3), contacts, st.sampled_from([1, 1 << 17]))
 def test_both_ways_scan_the_same(made: list[Any], people: list[Any], room: int) -> None:
     """Views that are being built, with and without versions before them that have said something else, the same, or perhaps nothing."""

@@ -13,7 +13,7 @@ from agents.partition import SOURCES
 from schemas import rules
 from schemas.rules import Rule, rule_key
 from state.matching import Matcher
-from tests.simulation.cluster import Record
+from tests.simulation.worker import Record
 from tests.support.corpus import AT_MS, activity, raw
 
 

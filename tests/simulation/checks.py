@@ -19,8 +19,9 @@ from state.recalculation import evidence_key
 from state.totals import Cell, contribution, wait_bucket
 from state.views import View
 
-from .cluster import ALL_RULES, Cluster
+from .cluster import Cluster
 from .history import GROUPS
+from .worker import ALL_RULES
 
 
 def check(cluster: Cluster) -> None:

@@ -32,7 +32,8 @@ from streams.partitioner import partition_of
 from tests.support.recalculating import rebuilt
 
 if TYPE_CHECKING:
-    from .cluster import Cluster, Worker
+    from .cluster import Cluster
+    from .worker import Worker
 
 Control = dict[str, Journey] | tuple[str, Recalculation]
 KEEP_MS = 40  # evidence that no journey needs: the clock ticks with each act of a driver

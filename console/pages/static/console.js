@@ -16,8 +16,9 @@
   document.addEventListener("htmx:sse:after:message", (event) => { if (!event.detail.message.event) fresh(); });
   document.addEventListener("unavailable", (event) => {
     told = true;
-    let why = event.detail.data;
-    try { why = JSON.parse(why).error.message; } catch { /* as it is */ }
+    let why = event.detail.data, code = "";
+    try { ({ message: why, code } = JSON.parse(why).error); } catch { /* as it is */ }
+    if (code === "not_logged_in") location.reload(); // to the page that asks who one is
     note(`${why}. The numbers below are those of the time they carry.`);
   });
   for (const name of ["htmx:sse:error", "htmx:sse:close", "htmx:sse:before:connection"]) document.addEventListener(name, () => { told = false; });
