@@ -23,11 +23,11 @@ from schemas.errors import Refused
 from schemas.journey import Journey
 from state import records
 from state.announcement import doubted
-from state.arrivals import Arrivals
+from state.arrivals import hits_alone, join_of
 from state.decision import FEW, Batch, Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
-from state.messages import Join, Message
+from state.messages import Message
 from state.recalculation import Table
 from state.totals import Cell
 from state.views import TOTAL, Views, cell_key, cell_value, split_cell
@@ -210,11 +210,13 @@ class Partition:
         arrived = taken.arrived
         if arrived:
             here_too = partitions_of(arrived.contacts, self.context.partitions) == self.number
-            foreign += [_as_join(arrived, number) for number in np.flatnonzero(~here_too).tolist()]
+            foreign += [join_of(arrived.contact(n), arrived.of(n), arrived.ids_of(n)) for n in np.flatnonzero(~here_too).tolist()]
             arrived = arrived.only(here_too)
         here: list[Message] = []
         for message in taken.messages:
             (here if self.is_here(message.to) else foreign).append(message)
+        if not arrived and not rebuilt:
+            arrived, here = hits_alone(here)
         reader = self.reader(dict.fromkeys((*arrived.keys, *(records.EVIDENCE + m.to.encode() for m in here))).keys())
         batch = Batch(self.views, reader, self.is_here, self.context.max_merges, few=self.context.few)
         if arrived:
@@ -369,9 +371,3 @@ class Partition:
     def _told(self, key: bytes) -> bytes | None:
         on_its_way, value = self.pipeline.sent(key) if self.pipeline is not None else (False, None)
         return value if on_its_way else self.ledger.get(key)
-
-
-def _as_join(arrived: Arrivals, number: int) -> Join:
-    """Hits of a contact of another partition as a message for it."""
-    facts, ids = arrived.of(number), arrived.ids_of(number)
-    return intake.as_join(arrived.contact(number), facts)._replace(cause_id=ids[-1], ids=dict(zip((hit for _, hit in facts), ids, strict=True)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -11,6 +11,8 @@ import numpy as np
 from schemas.compiled import Array
 from schemas.grouping import grouped
 
+from .evidence import Evidence, each
+from .messages import Join, Message
 from .records import EVIDENCE
 
 Fact = tuple[bytes, bytes]
@@ -67,6 +69,19 @@ class Arrivals:
         """Contacts and their facts."""
         return ((self.contact(number), self.of(number)) for number in range(len(self)))
 
+    @staticmethod
+    def of_lists(facts: Mapping[str, Sequence[tuple[Fact, str]]]) -> Arrivals:
+        """By contact, facts with the id of the activity behind each."""
+        flat = [one for mine in facts.values() for one in mine]
+        packed = b"".join([part for fact, _ in flat for part in fact])
+        ends = np.cumsum(np.fromiter(map(len, facts.values()), np.int64, len(facts)), dtype=np.int64)
+        columns = np.frombuffer(packed, FACT).astype(np.uint64).reshape(-1, 3)
+        return Arrivals([contact.encode() for contact in facts], ends, columns, np.arange(len(flat)), [id_.encode() for _, id_ in flat])
+
+    def with_ids(self, number: int) -> list[tuple[Fact, str]]:
+        """The facts of a contact, each with its activity's id."""
+        return [*zip(self.of(number), self.ids_of(number), strict=True)]
+
     def only(self, kept: Array) -> Arrivals:
         """Those of the contacts for which *kept*, bool, holds."""
         if kept.all():
@@ -94,6 +109,28 @@ def arrivals(
     facts[:, 1] = moments[of_facts]
     facts[:, 2] = np.frombuffer(hashes, FACT)[of_facts]
     return Arrivals(contacts, before[ends - 1] if len(ends) else ends, facts, of_facts, ids)
+
+
+def join_of(to: str, facts: Sequence[Fact], ids: Sequence[str]) -> Join:
+    """Hits, each with its activity's id, as a message for *to*."""
+    joined = Evidence()
+    for fact in facts:
+        joined.add(*fact)
+    return Join(to, joined.hits, cause_id=ids[-1], ids={hit: id_ for (_, hit), id_ in zip(facts, ids, strict=True)})
+
+
+def hits_alone(messages: Iterable[Message]) -> tuple[Arrivals, list[Message]]:
+    """Those of *messages* that `join_of` made, as arrivals, and the others."""
+    found: dict[str, list[tuple[Fact, str]]] = {}
+    others: list[Message] = []
+    for message in messages:
+        if isinstance(message, Join) and message.ids and message == Join(message.to, message.hits, cause_id=message.cause_id, ids=message.ids):
+            facts = [(rule, hit) for rule, blob in message.hits.items() for hit in each(blob)]
+            if all(hit in message.ids for _, hit in facts):
+                found.setdefault(message.to, []).extend((fact, message.ids[fact[1]]) for fact in facts)
+                continue
+        others.append(message)
+    return Arrivals.of_lists({contact: found[contact] for contact in sorted(found)}), others
 
 
 NO_ARRIVALS = Arrivals([], np.zeros(0, np.int64), np.zeros((0, 3), np.uint64), np.zeros(0, np.int64), [])

@@ -5,7 +5,7 @@ What is left of a batch or a scan is decided one by one, see `decision`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,9 +95,14 @@ class Plan:
         self.heads = [index_prefix(view.id, EVERYONE) for view in self.views]
         self._most_stages = max([1, *self.lengths.tolist()])
 
-    def join(self, old: Sequence[bytes], facts: Array, ends: Array) -> Result:
-        """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none). *facts*, *ends*: see `Arrivals`."""
+    def join(self, old: Sequence[bytes], facts: Array, ends: Array, identified: Collection[int] = ()) -> Result:
+        """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none). *facts*, *ends*: see `Arrivals`.
+
+        *identified*: those beside whose evidence there is an identity, which does not concern hits; their moves are never among those `onward`.
+        """
         n, n_facts = len(old), len(facts)
+        may = np.zeros(n, np.uint8)
+        may[[*identified]] = 1
         data = b"".join(old)
         old_at = np.zeros(n + 1, np.int64)
         np.cumsum(np.fromiter(map(len, old), np.int64, n), out=old_at[1:])
@@ -111,7 +116,7 @@ class Plan:
         most = int(np.diff(fact_at).max()) if n else 0
         taken = np.zeros(n_facts, np.uint8)
         n_moves = kernel.join(
-            np.frombuffer(data, np.uint8), old_at, facts, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
+            np.frombuffer(data, np.uint8), old_at, may, facts, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
             self._op_at, self._stage_at, self._leaves, self._most_stages, most, new, new_at, states, taken,
             moves, stages, met,
         )  # fmt: skip

@@ -25,7 +25,7 @@ from .announcement import (
     said_of,
     spoken_before,
 )
-from .arrivals import Arrivals, Fact
+from .arrivals import Arrivals, Fact, join_of
 from .evidence import HIT_BYTES, Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Unite
@@ -82,28 +82,38 @@ class Batch:
 
     def activities(self, arrived: Arrivals) -> None:
         """Hits of contacts of this partition."""
-        done, persons = self._decision.records, self._persons
-        known = list(map(self._load, arrived.keys))
-        in_bulk = len(arrived) >= self._few and bulk.loops.ready and not done and not persons
-        left: Iterable[int] = range(len(arrived))
+        in_bulk = len(arrived) >= self._few and bulk.loops.ready and not self._decision.records and not self._persons
         if in_bulk and self._views.settled():
-            left = self._plain_ones(arrived, known)
-        for number in left:
-            contact, record = arrived.contact(number), known[number]
-            if (record is None or records.is_plain(record)) and arrived.keys[number] not in done and contact not in persons:
-                self._plain(arrived, number, record)
-            else:
-                self._one(contact, arrived.of(number), arrived.ids_of(number))
+            forwarded: dict[str, list[tuple[Fact, str]]] = {}  # by aliases, to contacts of this partition
+            for number, record in self._plain_ones(arrived):
+                pointer = None if record is None else records.pointer_of(record)
+                if pointer is None:
+                    self._single(arrived, number, record)
+                elif self._is_here(pointer):
+                    forwarded.setdefault(pointer, []).extend(arrived.with_ids(number))
+                else:
+                    self._decision.handoffs.append(join_of(pointer, arrived.of(number), arrived.ids_of(number)))
+            arrived = Arrivals.of_lists({contact: forwarded.pop(contact) for contact in sorted(forwarded.keys() - self._persons.keys())})
+            for number, record in self._plain_ones(arrived):
+                self._single(arrived, number, record)
+            arrived = Arrivals.of_lists(forwarded)
+        for number, key in enumerate(arrived.keys):
+            self._single(arrived, number, self._load(key))
         self._drain()
+
+    def _single(self, arrived: Arrivals, number: int, record: bytes | None) -> None:
+        """Hits of one contact."""
+        contact = arrived.contact(number)
+        if (record is None or records.is_plain(record)) and arrived.keys[number] not in self._decision.records and contact not in self._persons:
+            self._plain(arrived, number, record)
+        else:
+            self._one(contact, arrived.of(number), arrived.ids_of(number))
 
     def _one(self, contact: str, facts: Sequence[Fact], ids: Sequence[str]) -> None:
         """Hits of anybody. *ids*: of the activity behind each."""
         person = self._persons.get(contact) or self._person(contact)
         if person.pointer is not None:
-            joined = Evidence()
-            for fact in facts:
-                joined.add(*fact)
-            self._send(Join(person.pointer, joined.hits, cause_id=ids[-1], ids={hit: id_ for (_, hit), id_ in zip(facts, ids, strict=True)}))
+            self._send(join_of(person.pointer, facts, ids))
             return
         erased_at_ms = person.head[2]
         for (rule, hit), id_ in zip(facts, ids, strict=True):
@@ -122,35 +132,55 @@ class Batch:
             plan = self._views.plan = bulk.Plan(self._views)
         return plan
 
-    def _plain_ones(self, arrived: Arrivals, known: Sequence[bytes | None]) -> list[int]:
-        """What `_plain` does, of many at once and by compiled code; returns the numbers of those that it leaves to others."""
-        plan = self._plan()
-        states, made, onward, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends)
-        written, joined = self._decision.records, states == kernel.JOINED
-        if joined.all():
-            written.update(zip(arrived.keys, made, strict=True))
+    def _plain_ones(self, arrived: Arrivals) -> list[tuple[int, bytes | None]]:
+        """What `_single` does, of many at once and by compiled code, where nothing but hits matters; returns those that it leaves, by number, with
+        their records. None of them may be among those that the batch works on already."""
+        if not arrived:
+            return []
+        plan, done = self._plan(), self._decision
+        if done.records:
+            known = [done.records[key] if key in done.records else self._load(key) for key in arrived.keys]
         else:
-            written.update((arrived.keys[number], made[number]) for number in np.flatnonzero(joined).tolist())
-        go_on(plan, onward, arrived, taken, self._decision.changes, self._decision.entries, self._decision.totals)
+            known = list(map(self._load, arrived.keys))
+        heads = self._heads(arrived, known)
+        states, made, onward, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends, heads.keys())
+        joined = states == kernel.JOINED
+        if joined.all():
+            done.records.update(zip(arrived.keys, made, strict=True))
+        else:
+            done.records.update((arrived.keys[number], made[number]) for number in np.flatnonzero(joined).tolist())
+        go_on(plan, onward, arrived, taken, done.changes, done.entries, done.totals)
         for number, view, before, after in moves:
-            name = arrived.contact(number)
+            name, groups = heads.get(number) or (arrived.contact(number), ())
             changed = np.array([fact for fact in range(arrived.begins[number], int(arrived.ends[number])) if taken[fact]])
             ids = arrived.ids(changed)
             those = dict(zip(map(arrived.hit, changed.tolist()), ids, strict=True))
-            self._moved(view, name, arrived.contacts[number], [(name, before)], before, after, those, ids[-1])
-        return np.flatnonzero(states == kernel.LEFT).tolist()
+            self._moved(view, arrived.contacts[number], name, groups, [(name, before)], before, after, those, ids[-1])
+        return [(number, known[number]) for number in np.flatnonzero(states == kernel.LEFT).tolist()]
+
+    def _heads(self, arrived: Arrivals, known: Sequence[bytes | None]) -> dict[int, tuple[str, tuple[str, ...]]]:
+        """Name and groups, by number, of holders with an identity from whom nothing was erased."""
+        found = {}
+        for number, record in enumerate(known):
+            if record is not None and record[1] == records.HAS_IDENTITY:
+                identity = self._load(records.IDENTITY + arrived.contacts[number])
+                if identity is not None:
+                    name, groups, erased_at_ms = records.decode_head(identity)
+                    if erased_at_ms is None:
+                        found[number] = name, groups
+        return found
 
     def _moved(
-        self, view: View, contact: str, holder: bytes, spoken: list[Spoken], before: Progress, after: Progress, arrived: Mapping[bytes, str],
-        cause_id: str, marked: tuple[bool, bool] = (False, False),
+        self, view: View, holder: bytes, name: str, groups: tuple[str, ...], spoken: list[Spoken], before: Progress, after: Progress,
+        arrived: Mapping[bytes, str], cause_id: str, marked: tuple[bool, bool] = (False, False),
     ) -> None:
-        """Announces and counts that a holder without identity stands elsewhere in *view*. *marked*: before and after."""  # fmt: skip
+        """Announces and counts that a holder stands elsewhere in *view*. *marked*: before and after."""  # fmt: skip
         if view.speaks:
-            self._decision.changes.extend(differences(view, spoken, contact, after, ACTIVITY, cause_id, arrived))
+            self._decision.changes.extend(differences(view, spoken, name, after, ACTIVITY, cause_id, arrived))
         if view.includes(holder):
             same = 0 if any(marked) else agreed(before, after)
-            self._place(view, contact, (contact, (), before, marked[0]), -1, same)
-            self._place(view, contact, (contact, (), after, marked[1]), 1, same)
+            self._place(view, holder.decode(), (name, groups, before, marked[0]), -1, same)
+            self._place(view, holder.decode(), (name, groups, after, marked[1]), 1, same)
 
     def _plain(self, arrived: Arrivals, number: int, record: bytes | None) -> None:
         """The common case, `_flush` without what it does not need: a holder without identity, touched by activities alone."""
@@ -182,7 +212,7 @@ class Batch:
             spoken: list[Spoken] = [(contact, before)] if settled else spoken_before(view, holder, contact, before_hits)
             those = {hit: ids[hit] for _, hit in changed}
             both = bool(before_marked & view.rules), bool(marked & view.rules)
-            self._moved(view, contact, holder, spoken, before, after, those, ids[last], both)
+            self._moved(view, holder, contact, (), spoken, before, after, those, ids[last], both)
         self._decision.records[key] = records.encode_evidence(evidence, False)
 
     def gather(self, messages: Sequence[Message]) -> None:

@@ -1,7 +1,7 @@
 """Kernel: the common case of a batch and of a scan, compiled: hits joined to packed evidence, and how views show it. Pure; called by `bulk`.
 
 It reads and writes evidence records as `records` lays them out, and says for each view what `Projection.project` says. What it does not know
-(aliases, identities, more hits than the limit) it leaves to the way written in Python, which it must always agree with.
+(aliases, identities that it was not told of, more hits than the limit) it leaves to the way written in Python, which it must always agree with.
 
 All in one module: what was compiled is kept until the module that it stands in changes, whatever it calls in others.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from schemas.compiled import Array, compiled
 
 from .evidence import HIT_BYTES, LIMIT_HITS
-from .records import COUNT, VERSION
+from .records import COUNT, HAS_IDENTITY, VERSION
 
 SAME, JOINED, LEFT = 0, 1, 2
 """Of a contact: nothing was new; joined; left to others."""
@@ -158,7 +158,7 @@ def _project(
 
 @compiled
 def join(
-    data: Array, old_at: Array, facts: Array, fact_at: Array, keys: Array, watch_at: Array, watchers: Array, ops: Array, rules: Array,
+    data: Array, old_at: Array, may: Array, facts: Array, fact_at: Array, keys: Array, watch_at: Array, watchers: Array, ops: Array, rules: Array,
     op_at: Array, stage_at: Array, leaves: int, most_stages: int, most_facts: int, new: Array, new_at: Array, states: Array, taken: Array,
     moves: Array, stages: Array, met: Array,
 ) -> int:
@@ -183,7 +183,8 @@ def join(
         size = old_at[contact + 1] - old
         n = 0
         if size > 0:
-            n = _slots(data, old, old_slots[:1024], old_places) if data[old] == VERSION and data[old + 1] == 0 else -1
+            plain = data[old] == VERSION and (data[old + 1] == 0 or (may[contact] and data[old + 1] == HAS_IDENTITY))
+            n = _slots(data, old, old_slots[:1024], old_places) if plain else -1
         for i in range(n):
             if old_places[i, 1] > LIMIT_HITS:
                 n = -1  # marked
@@ -236,7 +237,7 @@ def join(
             continue
         # the new record
         new[at] = VERSION
-        new[at + 1] = 0
+        new[at + 1] = HAS_IDENTITY if may[contact] else 0
         new[at + 2] = np.uint8(n_slots >> 8)
         new[at + 3] = np.uint8(n_slots & 255)
         to = at + 4 + n_slots * 10
@@ -322,6 +323,7 @@ def join(
                             break
                 if onward and n_before == n_after:
                     continue
+                onward = onward and not may[contact]
                 if m_moves >= moves.shape[0] or m_stages + n_before + n_after > stages.shape[0] or m_met + k_before + k_after > met.shape[0]:
                     room = False
                     break
