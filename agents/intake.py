@@ -17,7 +17,7 @@ from schemas.grouping import grouped
 from schemas.hashing import h8, h8_of
 from schemas.rules import PerformedActivity
 from schemas.times import LAST_MS, format_ms
-from state.arrivals import NO_ARRIVALS, Arrivals, arrivals
+from state.arrivals import NO_ARRIVALS, Arrivals, Fact, arrivals
 from state.evidence import BIAS
 from state.identity import Merge, Profile
 from state.matching import Keys, Matcher
@@ -28,6 +28,7 @@ from streams.blocks import VALUE, VALUE_SIZE, Rows
 from . import handoffs, metrics
 from .pipeline import OutRecord
 
+_hit, _rejected, _no_hit = map(metrics.ACTIVITIES.labels, ("hit", "rejected", "no_hit"))
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -57,8 +58,10 @@ def loops() -> None:  # until they are ready every activity is decoded
     Sieve([PerformedActivity(activity="warm")]).passing(b"{}", one, one + 2)
 
 
-def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int) -> Taken:
-    """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused."""
+def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int, few: int = 0) -> Taken:
+    """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused. *few*: see `state.decision.FEW`."""
+    if len(records) < few:
+        return _one_by_one(records, matcher, now_ms, ahead_ms)
     refused: list[tuple[Record, Refused]] = []
     all_met, all_ids, texts = list[Keys](), list[bytes](), list[bytes]()
     columns: list[tuple[Array, Array, Array, Array]] = []  # where contacts begin in the texts, how long they are, which of all met, moments
@@ -94,18 +97,41 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
         columns.append((starts, lengths, which[hit] + len(all_met), moments))
         all_met += met
         all_ids += ids
-    outcome = metrics.ACTIVITIES.labels
-    outcome("hit").inc(len(all_ids))
-    outcome("rejected").inc(len(refused))
-    outcome("no_hit").inc(len(records) - len(all_ids) - len(refused))
-    if matcher.faults:
-        for rule, count in matcher.faults.items():
-            metrics.RULE_FAULTS.labels(rule).inc(count)
-        matcher.faults.clear()
+    _count(len(records), len(all_ids), len(refused), matcher)
     if not all_ids:
         return Taken(NO_ARRIVALS, [], refused)
     starts, lengths, which, moments = columns[0] if len(columns) == 1 else map(np.concatenate, zip(*columns, strict=True))
     return Taken(arrivals(b"".join(texts), starts, lengths, all_met, which, moments, b"".join(map(h8_of, all_ids)), all_ids), [], refused)
+
+
+def _one_by_one(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int) -> Taken:
+    """What `activities` does, of so few that columns are not worth what it takes to make them."""
+    refused: list[tuple[Record, Refused]] = []
+    hits: dict[bytes, list[tuple[Fact, bytes]]] = {}
+    told: dict[int, tuple[str, str, int]] = {}
+    for n, record in enumerate(records):
+        try:
+            met = _decoded(record.value, matcher, now_ms, ahead_ms, n, told)
+        except Refused as error:
+            refused.append((record, error))
+            continue
+        if met:
+            contact, said, moment = told[n]
+            id_ = said.encode()
+            hit = moment.to_bytes(8, "big") + h8_of(id_)
+            hits.setdefault(contact.encode(), []).extend([((rule, hit), id_) for rule in met])
+    _count(len(records), len(told), len(refused), matcher)
+    return Taken(Arrivals.of_lists({contact: hits[contact] for contact in sorted(hits)}) if hits else NO_ARRIVALS, [], refused)
+
+
+def _count(records: int, hit: int, refused: int, matcher: Matcher) -> None:
+    _hit.inc(hit)
+    _rejected.inc(refused)
+    _no_hit.inc(records - hit - refused)
+    if matcher.faults:
+        for rule, count in matcher.faults.items():
+            metrics.RULE_FAULTS.labels(rule).inc(count)
+        matcher.faults.clear()
 
 
 def _looked_up(raw: bytes | None, signature: bytes, matcher: Matcher) -> Keys:

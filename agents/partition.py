@@ -180,7 +180,7 @@ class Partition:
         c = self.context
         now_ms, topic = c.now_ms(), c.topics[source]
         if source == "activities":
-            taken = intake.activities(chunk, c.matcher, now_ms, c.ahead_ms)
+            taken = intake.activities(chunk, c.matcher, now_ms, c.ahead_ms, c.few)
         elif source == "contact-merges":
             taken = intake.merges(chunk, topic, self.number, now_ms, c.ahead_ms)
         elif source == "contacts":

@@ -161,13 +161,14 @@ class Pipeline:
     async def _run(self, i: int, step: Callable[[Work, Any], Awaitable[Any]]) -> None:
         queue, name = self._queues[i], STEPS[i]
         following = self._queues[i + 1] if i + 1 < len(self._queues) else None
+        observe = metrics.STEP_SECONDS.labels(name).observe
         try:
             while True:
                 work, carried = await queue.get()
                 began = perf_counter()
                 carried = await step(work, carried)
                 self._moved_at = monotonic()
-                metrics.STEP_SECONDS.labels(name).observe(perf_counter() - began)
+                observe(perf_counter() - began)
                 if self._step_done is not None:
                     self._step_done(name, self._partition)
                 if following is not None:

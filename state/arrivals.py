@@ -70,17 +70,18 @@ class Arrivals:
         return ((self.contact(number), self.of(number)) for number in range(len(self)))
 
     @staticmethod
-    def of_lists(facts: Mapping[str, Sequence[tuple[Fact, str]]]) -> Arrivals:
+    def of_lists(facts: Mapping[bytes, Sequence[tuple[Fact, bytes]]]) -> Arrivals:
         """By contact, facts with the id of the activity behind each."""
         flat = [one for mine in facts.values() for one in mine]
         packed = b"".join([part for fact, _ in flat for part in fact])
         ends = np.cumsum(np.fromiter(map(len, facts.values()), np.int64, len(facts)), dtype=np.int64)
         columns = np.frombuffer(packed, FACT).astype(np.uint64).reshape(-1, 3)
-        return Arrivals([contact.encode() for contact in facts], ends, columns, np.arange(len(flat)), [id_.encode() for _, id_ in flat])
+        return Arrivals([*facts], ends, columns, np.arange(len(flat)), [id_ for _, id_ in flat])
 
-    def with_ids(self, number: int) -> list[tuple[Fact, str]]:
-        """The facts of a contact, each with its activity's id."""
-        return [*zip(self.of(number), self.ids_of(number), strict=True)]
+    def with_ids(self, number: int) -> list[tuple[Fact, bytes]]:
+        """The facts of a contact, each with its activity's id in UTF-8."""
+        rows = self._rows[self.begins[number] : int(self.ends[number])].tolist()
+        return [*zip(self.of(number), [self._ids[row] for row in rows], strict=True)]
 
     def only(self, kept: Array) -> Arrivals:
         """Those of the contacts for which *kept*, bool, holds."""
@@ -121,13 +122,13 @@ def join_of(to: str, facts: Sequence[Fact], ids: Sequence[str]) -> Join:
 
 def hits_alone(messages: Iterable[Message]) -> tuple[Arrivals, list[Message]]:
     """Those of *messages* that `join_of` made, as arrivals, and the others."""
-    found: dict[str, list[tuple[Fact, str]]] = {}
+    found: dict[bytes, list[tuple[Fact, bytes]]] = {}
     others: list[Message] = []
     for message in messages:
         if isinstance(message, Join) and message.ids and message == Join(message.to, message.hits, cause_id=message.cause_id, ids=message.ids):
             facts = [(rule, hit) for rule, blob in message.hits.items() for hit in each(blob)]
             if all(hit in message.ids for _, hit in facts):
-                found.setdefault(message.to, []).extend((fact, message.ids[fact[1]]) for fact in facts)
+                found.setdefault(message.to.encode(), []).extend((fact, message.ids[fact[1]].encode()) for fact in facts)
                 continue
         others.append(message)
     return Arrivals.of_lists({contact: found[contact] for contact in sorted(found)}), others

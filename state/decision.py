@@ -38,7 +38,7 @@ from .views import EVERYONE, View, Views, group_key, index_key
 MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
 MOST_GATHERED_BYTES = 64 * HIT_BYTES  # of one message; the compiled loop compares new hits with each other
 BULK_STAGES = 1 << 17  # that compiled code of a scan has room for, 16 bytes each
-FEW = 8  # contacts of a batch for which compiled code is not worth what it takes to begin
+FEW = 32  # contacts, or records, of a batch for which compiled code is not worth what it takes to begin
 
 
 class Decision(NamedTuple):
@@ -84,16 +84,17 @@ class Batch:
         """Hits of contacts of this partition."""
         in_bulk = len(arrived) >= self._few and bulk.loops.ready and not self._decision.records and not self._persons
         if in_bulk and self._views.settled():
-            forwarded: dict[str, list[tuple[Fact, str]]] = {}  # by aliases, to contacts of this partition
+            forwarded: dict[bytes, list[tuple[Fact, bytes]]] = {}  # by aliases, to contacts of this partition
             for number, record in self._plain_ones(arrived):
                 pointer = None if record is None else records.pointer_of(record)
                 if pointer is None:
                     self._single(arrived, number, record)
                 elif self._is_here(pointer):
-                    forwarded.setdefault(pointer, []).extend(arrived.with_ids(number))
+                    forwarded.setdefault(pointer.encode(), []).extend(arrived.with_ids(number))
                 else:
                     self._decision.handoffs.append(join_of(pointer, arrived.of(number), arrived.ids_of(number)))
-            arrived = Arrivals.of_lists({contact: forwarded.pop(contact) for contact in sorted(forwarded.keys() - self._persons.keys())})
+            worked_on = {person.key for person in self._persons.values()}
+            arrived = Arrivals.of_lists({contact: forwarded.pop(contact) for contact in sorted(forwarded.keys() - worked_on)})
             for number, record in self._plain_ones(arrived):
                 self._single(arrived, number, record)
             arrived = Arrivals.of_lists(forwarded)

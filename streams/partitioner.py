@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 _SEED = 0x9747B28C
 _M = 0x5BD1E995
 _MASK = 0xFFFFFFFF
+_FEW = 12
+"""Keys for which columns are not worth making."""
 _WIDE_BYTES = 256  # longer keys are rare: one by one, so that a single giant does not widen the whole batch's matrix
 
 
@@ -46,8 +48,8 @@ def partitions_of(keys: Sequence[bytes], partitions: int) -> NDArray[np.int64]:
 def murmur2_many(keys: Sequence[bytes]) -> NDArray[np.uint32]:
     """`murmur2` of each key; shape (len(keys),)."""
     n = len(keys)
-    if n == 0:
-        return np.empty(0, np.uint32)
+    if n < _FEW:
+        return np.array([murmur2(key) for key in keys], np.uint32)
     lengths = np.fromiter(map(len, keys), np.uint32, n)
     longest = int(lengths.max())
     if longest > _WIDE_BYTES:

@@ -69,8 +69,8 @@ def test_intake_takes_of_what_was_fetched_what_it_takes_of_single_records(
     intake.loops.warm()
     rows = Rows(*(block_of(log[at : at + step]) for at in range(0, len(log), step)))
     one = intake.activities(log, matcher, NOW_MS, 0)
-    for _ in range(2):  # the second time by what is remembered
-        other = intake.activities(rows, matcher, NOW_MS, 0)
+    for few in (0, 0, 1 << 30):  # the second time by what is remembered, the third one by one
+        other = intake.activities(rows, matcher, NOW_MS, 0, few)
         assert [*one.arrived.items()] == [*other.arrived.items()], "in the order in which they came"
         assert one.arrived.ids(slice(None)) == other.arrived.ids(slice(None))
         assert [(record, str(error)) for record, error in one.refused] == [(record, str(error)) for record, error in other.refused]
