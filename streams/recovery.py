@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 RECORD_BYTES = 300
 """That a record takes beside its bytes, as an object."""
+MANY_RECORDS = 20_000
+"""Partitions with more to read are read one after the other: then more records of a key are joined together, and written once."""
 
 
 class Recovery(stock.Recovery):
@@ -42,6 +44,8 @@ class Recovery(stock.Recovery):
         self.recovered_records = 0
         self._targets: dict[TP, int] = {}
         """Owned changelog partitions on the way to their end, and where that was."""
+        self._in_turn: list[TP] = []
+        """Those of them with many records that are not read yet, the last one now."""
         self._read: dict[TP, int] = {}
         """Owned changelog partitions that are recovered, and up to where."""
         self._waiting: dict[TP, Records] = {}
@@ -96,7 +100,8 @@ class Recovery(stock.Recovery):
         self._targets, self._read = {tp: ends[tp] for tp in active}, {}
         self._caught_up.clear()
         before = self.recovered_records
-        consumer.resume_partitions(active)
+        self._in_turn = sorted((tp for tp in active if ends[tp] - starts[tp] > MANY_RECORDS), reverse=True)
+        consumer.resume_partitions({*active.difference(self._in_turn), *self._in_turn[-1:]})
         self._flow()
         await app._fetcher.maybe_start()
         if active:
@@ -179,22 +184,24 @@ class Recovery(stock.Recovery):
         self.recovered_records += len(records)
 
     def on_positions(self) -> None:
-        """The consumer has handed over all it took. Recovery is done when every owned changelog is read to its end: to the offset that the broker
+        """The consumer has handed over all it took. A partition is recovered when its changelog is read to its end: to the offset that the broker
         listed, and to the end that its last fetch named, since there are brokers (Tansu) that list an end too low."""
         for tp in [tp for tp in self._waiting if tp not in self._targets or self._caught_up.is_set()]:
             self._join(tp)  # of a standby: it need not wait for more
         if not self._targets or self._caught_up.is_set():
             return
-        consumer, read = self.app.consumer, {}
-        for tp, end in self._targets.items():
+        consumer = self.app.consumer
+        for tp in self._targets.keys() - self._read.keys():
             position = consumer.read_to(tp)
-            if position is None or position.highwater is None or position.offset < max(end, position.highwater):
-                return
-            read[tp] = position.offset
-        for tp in read:
-            self._join(tp)
-        self._read = read
-        self._caught_up.set()
+            if position is not None and position.highwater is not None and position.offset >= max(self._targets[tp], position.highwater):
+                self._join(tp)
+                self._read[tp] = position.offset
+                consumer.pause_partitions([tp])
+                if tp in self._in_turn:
+                    self._in_turn.remove(tp)
+                    consumer.resume_partitions(self._in_turn[-1:])
+        if len(self._read) == len(self._targets):
+            self._caught_up.set()
 
     async def close_partitions(self) -> None:
         """Revoked, or the worker stops: closes every partition, so that its lock is free and nothing of it goes on."""

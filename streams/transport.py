@@ -93,6 +93,8 @@ class Consumer(driver.Consumer):
         self._inflight_bytes: Counter[TP] = Counter()
         self._positions: dict[TP, Position] = {}
         self._held: set[TP] = set()
+        self._wanted: frozenset[TP] | None = None
+        """What the thread was told last."""
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> FetchThread:
@@ -232,9 +234,13 @@ class Consumer(driver.Consumer):
     # -- pausing
 
     def _update_held(self) -> None:
-        self._thread.want(frozenset((self._active_partitions or set()) - self._held))
+        wanted = frozenset((self._active_partitions or set()) - self._held)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._thread.want(wanted)
 
     def _set_active_tps(self, tps: set[TP]) -> set[TP]:
+        self._wanted = None  # with an assignment the thread begins to want nothing
         active = super()._set_active_tps(tps)
         self._update_held()
         return active
