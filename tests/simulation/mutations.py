@@ -32,11 +32,10 @@ from .cluster import _projection
 Mutation = Callable[[], AbstractContextManager[Any]]
 MUTATIONS: dict[str, Mutation] = {}
 FIRST = {
-    "handoffs before stage changes": 4140,
-    "recovery lets a holder replace an alias": 1105,
-    "nothing may have been said before a crash": 770,
-    "recovery takes the last record instead of joining": 620,
-    "views do not follow recovery": 160,
+    "handoffs before stage changes": 1013,
+    "recovery lets a holder replace an alias": 1101,
+    "nothing may have been said before a crash": 775,
+    "recovery takes the last record instead of joining": 627,
 }
 """From which history on rare faults are looked for: one soon after is known to meet them. Where the engine changes, others do: see `HISTORIES`."""
 
