@@ -309,11 +309,12 @@ class Partition:
                 known[source] = following
         return Work(changes, rejected or [], lambda: self._handed(doubted(decision.changes)), handed, logged, commit, done)
 
-    def _handed(self, messages: Iterable[Message]) -> list[OutRecord]:
-        now_ms, out = self.context.now_ms(), []
+    def _handed(self, messages: Sequence[Message]) -> list[OutRecord]:
+        now_ms, out = self.context.now_ms(), list[OutRecord]()
         for message in messages:
-            metrics.HANDOFFS.labels(type(message).__name__.lower()).inc()
             out.append((partition_of(message.to, self.context.partitions), message.to.encode(), handoffs.encode(message), [], now_ms))
+        for kind, count in Counter(map(type, messages)).items():
+            metrics.HANDOFFS.labels(kind.__name__.lower()).inc(count)
         return out
 
     def add_aside(

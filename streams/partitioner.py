@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,7 @@ def murmur2(data: bytes) -> int:
     return h ^ (h >> 15)
 
 
+@lru_cache(1 << 16)  # the same contacts come again and again
 def partition_of(contact_id: str | bytes, partitions: int) -> int:
     """The partition, of *partitions*, to which Kafka's default partitioner sends this key (text: its UTF-8 bytes)."""
     key = contact_id.encode() if isinstance(contact_id, str) else contact_id
