@@ -535,12 +535,13 @@ class Batch:
         person.rules, person.renamed, person.parts, person.again, person.perhaps = set(), False, [], False, {}
 
     def _write(self, person: Person) -> None:
-        has_identity = person.has_identity()
+        written, key, has_identity = self._decision.records, records.EVIDENCE + person.key, person.has_identity()
         if person.renamed and has_identity:  # before the evidence that says there is one
             record = records.encode_identity(person.whole())
             if record != person.raw_identity:
-                self._decision.records[records.IDENTITY + person.key] = person.raw_identity = record
-        self._decision.records[records.EVIDENCE + person.key] = records.encode_evidence(person.evidence, has_identity)
+                written[records.IDENTITY + person.key] = person.raw_identity = record
+                written.pop(key, None)  # its hits may have been written before
+        written[key] = records.encode_evidence(person.evidence, has_identity)
 
     def _withdraw(self, person: Person, shown: Shown) -> None:
         for view in self._views.concerned(shown.hits):
