@@ -156,6 +156,7 @@ class KafkaBroker:
         template = Template((HERE / "server.properties").read_text())
         properties.write_text(template.substitute(
             node=self.node, voters=self.voters, replicas=self.replicas, host=self.host,
+            session_ms=3000 if self.replicas > 1 else 9000,  # alone, there is nobody to take over from one that was slow for a moment
             port=self.port, controller_port=self.controller_port, data_dir=self.directory / "data",
             secure_listener=f",SASL_SSL://localhost:{self.secure_port}" if self._secure else "",
             secure=self._secure_properties() if self._secure else ""))
