@@ -28,6 +28,8 @@ async def work(directory):
         await loop.partitions[0].submit("activities", Rows(block_of(log)), lambda: None)
         await loop.partitions[0].submit("activities", Rows(block_of(log[:200]), block_of(log[200:])), lambda: None)
         await loop.partitions[0].drain()
+    loop.apply({**data.journey(), "version": 2, "stages": data.journey()["stages"][:4]})
+    await loop.settle()
     partition = loop.partitions[0]
     log = [Record(n, 1, key, value) for n, (key, value) in enumerate(partition.ledger.scan(b"e"))]
     partition.succession.recover(Rows(block_of(log)), len(log))
@@ -39,7 +41,7 @@ with tempfile.TemporaryDirectory() as directory:
 after = {loop.py_func.__name__: loop.signatures for loop in compiled._loops}
 grown = {name: after[name] for name in after if len(after[name]) > len(before[name])}
 assert not grown, f"compiled while at work: {grown}"
-assert {"_pass", "_screen", "_read", "_join", "_grouped", "_settled"} <= {name for name, made in after.items() if made}, after
+assert {"_pass", "_screen", "_read", "join", "stand", "_grouped", "_settled"} <= {name for name, made in after.items() if made}, after
 """
 
 
