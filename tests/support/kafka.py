@@ -87,18 +87,19 @@ class Login:
 class KafkaBroker:
     """One Apache Kafka node. `start()` returns the bootstrap string; the data stays in *directory* until that is removed.
 
-    *secure*: a second listener, SASL_SSL with PLAIN and SCRAM, at `secure_bootstrap`, for `login`. *host*: the address to listen on.
+    *secure*: a second listener, SASL_SSL with PLAIN and SCRAM, at `secure_bootstrap`, for `login`. *host*: the address to listen on. *session_ms*:
+    so long it may be silent before it is fenced, and so long it waits to be taken again when it was killed.
     """
 
     kind = "kafka"
 
-    def __init__(self, directory: Path, *, heap_mb: int = 512, secure: bool = False, host: str = "127.0.0.1") -> None:
+    def __init__(self, directory: Path, *, heap_mb: int = 512, secure: bool = False, host: str = "127.0.0.1", session_ms: int = 3000) -> None:
         self.directory = directory
         self.host = host
         self.port, self.controller_port, self.secure_port = free_port(), free_port(), free_port()
         self.node, self.replicas, self.cluster_id = 1, 1, base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self.voters = f"1@127.0.0.1:{self.controller_port}"
-        self._heap_mb = heap_mb
+        self._heap_mb, self._session_ms = heap_mb, session_ms
         self._secure = secure
         self._process: GuardedProcess | None = None
         self.login = Login("alice", "al1ce-secret", directory / "ca.pem")
@@ -156,7 +157,7 @@ class KafkaBroker:
         template = Template((HERE / "server.properties").read_text())
         properties.write_text(template.substitute(
             node=self.node, voters=self.voters, replicas=self.replicas, host=self.host,
-            session_ms=3000 if self.replicas > 1 else 9000,  # alone, there is nobody to take over from one that was slow for a moment
+            session_ms=self._session_ms,
             port=self.port, controller_port=self.controller_port, data_dir=self.directory / "data",
             secure_listener=f",SASL_SSL://localhost:{self.secure_port}" if self._secure else "",
             secure=self._secure_properties() if self._secure else ""))
