@@ -20,6 +20,13 @@ Fact = tuple[bytes, bytes]
 FACT = np.dtype(">u8")
 
 
+def packed(facts: Sequence[Sequence[Fact]]) -> tuple[Array, Array]:
+    """*facts* of contacts in columns: see `Arrivals`, *facts* and *ends*."""
+    flat = b"".join([part for mine in facts for fact in mine for part in fact])
+    ends = np.cumsum(np.fromiter(map(len, facts), np.int64, len(facts)), dtype=np.int64)
+    return np.frombuffer(flat, FACT).astype(np.uint64).reshape(-1, 3), ends
+
+
 class Arrivals:
     """`contacts`: the ids of who has hits, as UTF-8, in the order of `grouped`. `facts`: a row for each hit, uint64, (rule key, moment, hash of
     the activity's id); those of contact *i* from ends[i - 1] to before ends[i], in the order in which they came."""
@@ -72,11 +79,8 @@ class Arrivals:
     @staticmethod
     def of_lists(facts: Mapping[bytes, Sequence[tuple[Fact, bytes]]]) -> Arrivals:
         """By contact, facts with the id of the activity behind each."""
-        flat = [one for mine in facts.values() for one in mine]
-        packed = b"".join([part for fact, _ in flat for part in fact])
-        ends = np.cumsum(np.fromiter(map(len, facts.values()), np.int64, len(facts)), dtype=np.int64)
-        columns = np.frombuffer(packed, FACT).astype(np.uint64).reshape(-1, 3)
-        return Arrivals([*facts], ends, columns, np.arange(len(flat)), [id_ for _, id_ in flat])
+        columns, ends = packed([[fact for fact, _ in mine] for mine in facts.values()])
+        return Arrivals([*facts], ends, columns, np.arange(len(columns)), [id_ for mine in facts.values() for _, id_ in mine])
 
     def with_ids(self, number: int) -> list[tuple[Fact, bytes]]:
         """The facts of a contact, each with its activity's id in UTF-8."""

@@ -15,7 +15,7 @@ from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
 
 from . import kernel
-from .arrivals import FACT, Fact
+from .arrivals import FACT, packed
 from .evidence import HIT_BYTES
 from .kernel import ALL, ANY, RULE
 from .progress import Progress, Reached
@@ -172,13 +172,6 @@ class Plan:
                 hit += count * HIT_BYTES
             found.append(Move(contact, self.views[view], tuple(both[:n_before]), tuple(both[n_before:])))
         return found
-
-
-def packed(facts: Sequence[Sequence[Fact]]) -> tuple[Array, Array]:
-    """*facts* of contacts as `Plan.join` takes them."""
-    flat = b"".join([part for mine in facts for fact in mine for part in fact])
-    ends = np.cumsum(np.fromiter(map(len, facts), np.int64, len(facts)), dtype=np.int64)
-    return np.frombuffer(flat, FACT).astype(np.uint64).reshape(-1, 3), ends
 
 
 def _compile(what: Condition | Rule, keys: Any, ops: list[tuple[int, int]], rules: list[int]) -> int:

@@ -25,7 +25,7 @@ from .announcement import (
     said_of,
     spoken_before,
 )
-from .arrivals import Arrivals, Fact, join_of
+from .arrivals import Arrivals, Fact, join_of, packed
 from .evidence import HIT_BYTES, Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Origin, Part, Unite
@@ -239,7 +239,7 @@ class Batch:
             known[2].extend((rule, blob[i : i + HIT_BYTES]) for rule, blob in message.hits.items() for i in range(0, len(blob), HIT_BYTES))
         left: set[str] = {*plain} if len(plain) < self._few or not bulk.loops.ready else set()
         if plain and not left:
-            facts, ends = bulk.packed([facts for _, _, facts in plain.values()])
+            facts, ends = packed([facts for _, _, facts in plain.values()])
             states, made, onward, moves, _ = self._plan().join([record or b"" for _, record, _ in plain.values()], facts, ends)
             assert not moves, "nobody watches what is rebuilt"
             assert not len(onward.rows), "nobody watches what is rebuilt"

@@ -28,7 +28,7 @@ from state.messages import Join, Unite
 from state.recalculation import rules_by_key
 from state.views import View, Views
 from streams.blocks import Rows
-from tests.support.records import block_of
+from tests.support.records import Record, block_of
 
 NOW_MS, AHEAD_MS = 1_790_000_000_000, 86_400_000
 CHUNK = 1000
@@ -48,14 +48,6 @@ JOURNEY = {
     ],
 }
 RULES = rules_by_key(parse_journey(JOURNEY))
-
-
-class Record(NamedTuple):
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Any = ()
 
 
 class Found(NamedTuple):

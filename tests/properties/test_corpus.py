@@ -14,9 +14,8 @@ from schemas import codec
 from schemas.errors import Refused
 from state.matching import Matcher
 from streams.blocks import Rows
-from tests.simulation.worker import Record
 from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Good, Sent, journey, raw
-from tests.support.records import block_of
+from tests.support.records import Record, block_of
 
 NOW_MS, AHEAD_MS = AT_MS + 1000, 86_400_000
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
 from state import bulk, decision, records
-from state.arrivals import Arrivals, hits_alone, join_of
-from state.bulk import Plan, packed
+from state.arrivals import Arrivals, hits_alone, join_of, packed
+from state.bulk import Plan
 from state.decision import Batch, Decision
 from state.evidence import LIMIT_HITS, Evidence, hit
 from state.identity import Identity, Merge, Profile

@@ -13,8 +13,8 @@ from agents.partition import SOURCES
 from schemas import rules
 from schemas.rules import Rule, rule_key
 from state.matching import Matcher
-from tests.simulation.worker import Record
 from tests.support.corpus import AT_MS, activity, raw
+from tests.support.records import Record
 
 
 async def scraped(live: dict[int, Any], behind: dict[tuple[str, int], int]) -> dict[str, float]:

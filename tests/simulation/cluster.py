@@ -23,12 +23,12 @@ from state.progress import Projection
 from state.views import group_key, index_prefix
 from streams.blocks import Rows
 from streams.partitioner import partition_of
-from tests.support.records import block_of
+from tests.support.records import Record, block_of
 
 from .doubles import Disk, Loop, MemoryLedger
 from .history import Plan, journey
 from .recalculating import Recalculating
-from .worker import MATCHER, TOPICS, Pending, Record, Worker
+from .worker import MATCHER, TOPICS, Pending, Worker
 
 
 class Cluster:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from agents import intake
 from agents.partition import SOURCES, Context, Partition
@@ -36,14 +36,6 @@ bulk.loops.warm()  # every second history is decided by compiled code, however f
 intake.loops.warm()  # and of every two of each kind one takes activities in by it
 joining.loops.warm()  # and every second one reads changelogs by it
 blocks.loops.warm()
-
-
-class Record(NamedTuple):
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Any = ()
 
 
 class Pending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from confluent_kafka import Producer
@@ -15,6 +15,16 @@ from streams.settings import Settings, librdkafka_config
 
 Written = tuple[int, int]
 """(partition, offset)"""
+
+
+class Record(NamedTuple):
+    """A record as the transport delivers it."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Any = ()
 
 
 def block_of(log: Sequence[Any]) -> Block:
