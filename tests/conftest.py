@@ -26,22 +26,23 @@ hypothesis.settings.load_profile("waypost")
 os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what commands print would be folded
 
 WAITING = ("broker", "soak")
-"""Their tests wait most of the time, for sessions that end and workers that come back: two processes share them."""
-FIRST = ("test_kills.py", "test_recalculation.py", "test_table.py", "test_transport.py", "test_upgrade.py")
+"""Their tests wait most of the time, for sessions that end and workers that come back: three processes share them, in parts that take as long."""
+PARTS = (("test_kills.py", "test_recalculation.py", "test_transport.py"), ("test_faults.py", "test_table.py"))
+"""What is in neither is the third."""
 BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of three processes, two run what waits, the third first what only computes, test by test, and then what is busy; there they help it."""
+    """Of four processes, three run what waits, the fourth first what only computes, test by test, and then what is busy; there they help it."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Apart(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             room, module = nodeid.split("::", maxsplit=1)[0].split("/")[1:3]
             if room in WAITING:
-                return "waiting, first half" if module in FIRST else "waiting, second half"
+                return f"waiting, part {[module in part for part in (*PARTS, (module,))].index(True)}"
             return nodeid if room not in BUSY else f"{room}/{module}" if room == "contracts" else room
 
     config.option.loadscopereorder = False  # in the order in which they are collected

@@ -19,6 +19,7 @@ from streams.settings import librdkafka_config
 from tests.bench import data, peers
 from tests.bench.ground import ROOT, Ground, Progress, Run, Worker, WrongAnswer, median
 from tests.bench.report import Row
+from tests.support import PATIENCE_SECONDS
 
 LATENCY_RATE = 5000
 STAGES_OF_MANY = 10
@@ -34,6 +35,8 @@ class Bench:
     repeat: int = 1
     latency_seconds: float = 60.0
     many_journeys: int = 1000
+    every: int = 1
+    """Of the points of a curve, one in so many."""
     journeys_over: tuple[tuple[str, int], ...] = (("sparse", 1_000_000), ("dense", 400_000))
     """Kinds of data and numbers of activities of the case journeys."""
     flames: Path | None = None
@@ -221,8 +224,6 @@ def latency(bench: Bench) -> list[Row]:
             ground.expected.take(made)
         ground.verify(worker)
     sent, taken = said["sent"], said["taken"]
-    if said["seconds"] > seconds * 1.05:
-        raise WrongAnswer(f"latency: sending at {LATENCY_RATE} a second was not kept: {said['seconds']:.1f} s instead of {seconds:.1f} s")
     from_topic = until_seen(taken, looks)
     from_sent = [seen + acknowledged - at for seen, (acknowledged, _, _), at in zip(from_topic, taken, sent, strict=True)]
     announced = [at - taken[int(cause[2:])][0] for cause, at in changes]
@@ -234,7 +235,8 @@ def latency(bench: Bench) -> list[Row]:
     ):
         values.sort()
         promised, aim = (500.0, 50.0) if what == "on the topic until in the results" else (None, None)
-        said_of = f"{len(values):,} at {LATENCY_RATE:,}/s for {seconds:.0f} s; median {percentile(values, 0.5):.0f}, most {values[-1] * 1000:.0f} ms"
+        pace = f"{len(values):,} at {len(sent) / said['seconds']:,.0f}/s for {said['seconds']:.0f} s"
+        said_of = f"{pace}; median {percentile(values, 0.5):.0f}, most {values[-1] * 1000:.0f} ms"
         rows.append(Row("latency", what + ", p99", percentile(values, 0.99), "ms", said_of, at_most=promised, aim=aim))
     return [*rows, Row("latency", "CPU of the worker meanwhile", cpu_share, "% of a core", "asked for its positions every 5 ms")]
 
@@ -267,7 +269,7 @@ def paced(
     sender = subprocess.Popen([sys.executable, "-m", "tests.bench.pace", *arguments], cwd=ROOT)
     try:
         seen = 0
-        ends_at = time.monotonic() + seconds + 60
+        ends_at = time.monotonic() + seconds + PATIENCE_SECONDS
         while seen < count:
             partitions = worker.partitions()
             at = time.monotonic()
@@ -278,9 +280,9 @@ def paced(
             seen = sum(of_one[-1][0] for of_one in looks.values())
             bench.progress(f"{ground.name}: in the results", seen, count)
             if at > ends_at or sender.poll() not in (None, 0):
-                raise WrongAnswer(f"latency: {seen} of {count} activities are in the results after {seconds + 60:.0f} s")
+                raise WrongAnswer(f"latency: {seen} of {count} activities are in the results after {seconds + PATIENCE_SECONDS:.0f} s")
             time.sleep(0.005)
-        sender.wait(60)
+        sender.wait(PATIENCE_SECONDS)
     finally:
         sender.kill()
         time.sleep(0.5)

@@ -37,12 +37,12 @@ from streams.guarded import GuardedProcess
 from streams.reader import end_offsets, partitions_of_topics, read_log
 from streams.settings import Settings, librdkafka_config
 from tests.bench.data import BASE_MS, JOURNEY, Expected, Made, journey
+from tests.support import PATIENCE_SECONDS
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.ERROR)  # a broker that has just started is not ready at once, and librdkafka tells each time
 
 ROOT = Path(__file__).parents[2]
-START_SECONDS, STALL_SECONDS = 120.0, 120.0
 POLL_SECONDS = 0.1
 Progress = Callable[[str, float, float], None]
 """Is told (what is done, how far, of how much)."""
@@ -317,11 +317,11 @@ class Ground:
             worker.stop()
 
     def until(self, holds: Callable[[], bool], what: str, poll_s: float = POLL_SECONDS) -> None:
-        """Waits until *holds*. Raises `WrongAnswer` after START_SECONDS."""
-        ends_at = time.monotonic() + START_SECONDS
+        """Waits until *holds*. Raises `WrongAnswer` after PATIENCE_SECONDS."""
+        ends_at = time.monotonic() + PATIENCE_SECONDS
         while not holds():
             if time.monotonic() > ends_at:
-                raise WrongAnswer(f"{self.name}: not within {START_SECONDS:g} s: {what}; see {self.directory / 'worker.log'}")
+                raise WrongAnswer(f"{self.name}: not within {PATIENCE_SECONDS:g} s: {what}; see {self.directory / 'worker.log'}")
             time.sleep(poll_s)
 
     def prepare(self, journeys: int) -> float:
@@ -335,7 +335,7 @@ class Ground:
         """Waits until *worker* is through with everything that was loaded, and with what it handed over to itself."""
         total, started = self.expected.activities, time.monotonic()
         while not worker.partitions():  # imports, connections
-            if time.monotonic() - started > START_SECONDS:
+            if time.monotonic() - started > PATIENCE_SECONDS:
                 raise WrongAnswer(f"{self.name}: the worker does not answer; see {self.directory / 'worker.log'}")
             time.sleep(POLL_SECONDS)
         moved = time.monotonic()
@@ -350,7 +350,7 @@ class Ground:
             else:
                 samples.append(sample)
                 self.progress(f"{self.name}: worker", done, total)
-            if time.monotonic() - moved > STALL_SECONDS:
+            if time.monotonic() - moved > PATIENCE_SECONDS:
                 raise WrongAnswer(f"{self.name}: the worker stands at {done} of {total}; see {self.directory / 'worker.log'}")
             time.sleep(POLL_SECONDS)
         if samples[-1][1] != total:

@@ -20,7 +20,7 @@ SMOOTH = 200_000
 def contacts(bench: Bench) -> list[Row]:
     """Dense activities of ever more contacts, each as many as the others; at least one of each."""
     rows = []
-    for n in CONTACTS:
+    for n in CONTACTS[:: bench.every]:
         many = bench.scaled(n)
         ground = bench.ground(f"contacts-{n}")
         ground.apply([data.journey()])
@@ -36,7 +36,7 @@ def contacts(bench: Bench) -> list[Row]:
 def journeys(bench: Bench) -> list[Row]:
     """Sparse activities under ever more journeys of ten stages; what the others ask is in the same fields of the same types, and nothing meets it."""
     rows, count = [], bench.scaled(SMOOTH)
-    for n in JOURNEYS:
+    for n in JOURNEYS[:: bench.every]:
         many = min(n, bench.many_journeys)
         ground = bench.ground(f"curve-{n}-journeys")
         ground.apply([data.journey(stages=STAGES_OF_MANY), *(data.other_journey(i, STAGES_OF_MANY) for i in range(1, many))])
@@ -50,7 +50,7 @@ def journeys(bench: Bench) -> list[Row]:
 def rules(bench: Bench) -> list[Row]:
     """Activities that meet ever more rules at once; those past the first are in one stage of a journey of their own."""
     rows, count = [], bench.scaled(SMOOTH)
-    for met in RULES:
+    for met in RULES[:: bench.every]:
         ground = bench.ground(f"rules-{met}")
         ground.apply([data.journey(), *([data.also_met(met - 1)] if met > 1 else [])])
         run, _ = _run(bench, ground, "dense" if met else "none", count, max(1, count // 10))
@@ -62,7 +62,7 @@ def merges(bench: Bench) -> list[Row]:
     """Dense activities, and ever more of the contacts merged in pairs, most of which lie in two partitions, so that one hands over to the other."""
     rows, count = [], bench.scaled(SMOOTH)
     many = max(2, count // 10)
-    for share in MERGED:
+    for share in MERGED[:: bench.every]:
         ground = bench.ground(f"merges-{share:g}")
         ground.apply([data.journey()])
         ground.merge([(f"c-{2 * i:06d}", f"c-{2 * i + 1:06d}") for i in range(int(many * share / 2))])

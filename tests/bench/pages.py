@@ -24,6 +24,7 @@ from tests.bench.cases import Bench
 from tests.bench.ground import ROOT, Ground, WrongAnswer
 from tests.bench.report import Row
 from tests.browser.conftest import CHROMIUM, FLAGS
+from tests.support import PATIENCE_SECONDS
 
 TEN = "ten"
 OPEN_PAGES, UPDATES_A_SECOND, SECONDS = 50, 10, 20.0
@@ -122,7 +123,9 @@ def _followed(bench: Bench, ground: Ground, url: str) -> Row:
             began = time.monotonic()
             producer.produce(ground.topic("activities"), json.dumps(value).encode(), f"follow-{k}")
             producer.flush(10)
-            while number.inner_text() == before and time.monotonic() - began < 30:
+            while number.inner_text() == before:
+                if time.monotonic() - began > PATIENCE_SECONDS:
+                    raise WrongAnswer("pages: an activity does not show on an open page")
                 time.sleep(0.01)
             took.append(time.monotonic() - began)
         browser.close()
@@ -160,8 +163,8 @@ async def _open(bench: Bench, ground: Ground, url: str, process: psutil.Process,
             listener.cancel()
         await asyncio.gather(*listeners, return_exceptions=True)
     producer.flush(30)
-    if min(updates) < seconds:  # the page shows the time as well, so that there is at least one a second
-        raise WrongAnswer(f"pages: a page heard only {min(updates)} updates in {seconds:.0f} s")
+    if not min(updates):
+        raise WrongAnswer(f"pages: a page heard nothing in {seconds:.0f} s")
     said = f"{UPDATES_A_SECOND} activities a second that change it; each page was sent {min(updates) / took:.1f} updates a second (at most 4)"
     return Row("pages", f"the console with {OPEN_PAGES} {'different ' if distinct else ''}pages open", cores, "cores", said, at_most=1.0)
 

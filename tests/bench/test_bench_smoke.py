@@ -1,4 +1,4 @@
-"""The bench itself is sound: every case runs on a hundredth of the data and its numbers are right. Asserts no times: those are for the bench."""
+"""The bench itself is sound: every case runs on a hundredth of the data, and its numbers are right. Asserts no times: those are for the bench."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.bench.cases import Bench
 
 @pytest.fixture(scope="module")
 def bench(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench(kafka, tmp_path_factory.mktemp("bench"), scale=0.01, many_journeys=50, journeys_over=(("dense", 100_000),))
+    return Bench(kafka, tmp_path_factory.mktemp("bench"), scale=0.01, many_journeys=50, every=2, journeys_over=(("dense", 100_000),))
 
 
 @pytest.mark.kafka

@@ -23,6 +23,7 @@ from console.shop import JOURNEY, shop
 from schemas.times import parse_ms
 from streams.partitioner import partition_of
 from streams.settings import librdkafka_config
+from tests.support import PATIENCE_SECONDS
 from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Sent
 from tests.support.group import Group
 
@@ -127,7 +128,7 @@ def listed(group: Group) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     cursor: str | None = None
     while True:
-        page = group.http.get("/api/rejected", params={"limit": 500, **({"cursor": cursor} if cursor else {})}, timeout=60).json()
+        page = group.http.get("/api/rejected", params={"limit": 500, **({"cursor": cursor} if cursor else {})}, timeout=PATIENCE_SECONDS).json()
         found += page["rejected"]
         cursor = page["cursor"]
         if cursor is None:
@@ -161,7 +162,7 @@ def test_every_bad_one_is_rejected_as_it_came_and_every_good_one_counted(kafka: 
         for i in range(0, half, 200):
             sender.send(mixed[i : min(i + 200, half)])
         if killed:
-            group.until(lambda: not first.alive, 60, "for the first worker to end by its own hand")
+            group.until(lambda: not first.alive, "for the first worker to end by its own hand")
             assert first.exit_code == -signal.SIGKILL, first.tail()
             second = group.start()
         for i in range(half, len(mixed), 400):
@@ -171,7 +172,7 @@ def test_every_bad_one_is_rejected_as_it_came_and_every_good_one_counted(kafka: 
                 group.start(wipe=True)
         group.settled()
         bad = {where: sent for where, sent in sender.places.items() if isinstance(sent, Bad)}
-        group.until(lambda: len({where(one) for one in group.read("rejected")}) >= len(bad), 30, "for all bad ones on the rejected topic")
+        group.until(lambda: len({where(one) for one in group.read("rejected")}) >= len(bad), "for all bad ones on the rejected topic")
 
         assert {(sent.name, code) for sent, code in sender.refused} == {
             (sent.name, KafkaError.INVALID_RECORD) for sent in mixed if not kafka_takes(sent)
@@ -248,7 +249,7 @@ def test_what_was_rejected_is_mended_sent_again_and_counted(kafka: str, prefix: 
         mends = [{"id": row["id"], "value": whole[row["value"].encode()].decode()} for row in rows.values()]
         for start in range(0, len(mends), 300):
             for _ in range(2):
-                answer = group.http.post("/api/rejected/resend", json={"records": mends[start : start + 300]}, timeout=60)
+                answer = group.http.post("/api/rejected/resend", json={"records": mends[start : start + 300]}, timeout=PATIENCE_SECONDS)
                 assert (answer.status_code, answer.json()["refused"]) == (202, []), answer.text[:500]
             if not start:
                 group.kill()
@@ -293,7 +294,7 @@ async def test_a_header_whose_name_is_not_utf8_stops_neither_worker_nor_console(
         await send_oddly_named(group, [Sent("", "activities", b"odd", json.dumps(visit).encode()), *bad])
         group.send("activities", [("even", json.dumps({**visit, "id": "b", "contact_id": "even"}).encode())])
         group.apply({**JOURNEY, "name": "behind it"})
-        group.until(lambda: len(group.read("rejected")) == len(bad), 30, "for the bad ones on the rejected topic")
+        group.until(lambda: len(group.read("rejected")) == len(bad), "for the bad ones on the rejected topic")
         group.verify()
         assert counted(group, "strange") == {"odd", "even"}
         for one in group.read("rejected"):

@@ -22,6 +22,7 @@ from console.shop import JOURNEY
 from schemas.journey import journey_json
 from streams.settings import librdkafka_config
 from tests.broker.test_kills import Stream, serving
+from tests.support import PATIENCE_SECONDS
 from tests.support.group import NESTED, WORDS, Group
 from tests.support.kafka import KafkaBroker, KafkaCluster
 
@@ -61,7 +62,7 @@ def kept(group: Group) -> bool:
 def current_again(group: Group, what: str, may_end: bool = False) -> None:
     """Waits until all that was sent is in the numbers; prints for how long that was. A worker that *may_end* meanwhile is started again."""
     began = time.monotonic()
-    group.until(lambda: (not may_end or kept(group)) and group.http.get("/api/health").json()["lag"] == 0, 120, "for everything to be in the numbers")
+    group.until(lambda: (not may_end or kept(group)) and group.http.get("/api/health").json()["lag"] == 0, "for everything to be in the numbers")
     print(f"{what}: current again after {time.monotonic() - began:.1f} s")
 
 
@@ -77,7 +78,7 @@ def test_a_broker_that_is_away_for_long(broker: KafkaBroker, prefix: str, tmp_pa
         broker.start()
         began = time.monotonic()
         while kept(group) and group.http.get("/api/health").json()["status"] != "ok":
-            assert time.monotonic() - began < 90, group.workers["a"].tail()
+            assert time.monotonic() - began < PATIENCE_SECONDS, group.workers["a"].tail()
             time.sleep(0.2)
         print(f"a broker away for {AWAY_SECONDS:g} s: served again after {time.monotonic() - began:.1f} s")
         stream.done()
@@ -97,7 +98,7 @@ def test_one_of_three_brokers_is_lost_under_load(prefix: str, tmp_path: Path) ->
             cluster.nodes[0].kill()
             time.sleep(8)
             current = group.processed()
-            group.until(lambda: kept(group) and group.processed() > current, 60, "for it to go on with two")
+            group.until(lambda: kept(group) and group.processed() > current, "for it to go on with two")
             cluster.nodes[0].launch()
             stream.done()
             current_again(group, "one of three brokers lost", may_end=True)
@@ -119,7 +120,7 @@ def test_a_disk_that_is_full(kafka: str, prefix: str, tmp_path: Path) -> None:
             group.apply(journey)
         stream = Stream(group, seed=7, count=31_000, seconds=5)
         stream.start()
-        group.until(lambda: not group.workers["a"].alive, 90, "for the disk to be full")
+        group.until(lambda: not group.workers["a"].alive, "for the disk to be full")
         assert group.workers["a"].exit_code == 1
         assert "No space left on device" in group.workers["a"].log.read_text()
         stream.done()
@@ -142,7 +143,7 @@ def test_a_clock_that_jumps(kafka: str, prefix: str, tmp_path: Path) -> None:
         time.sleep(1)
         assert group.workers["a"].alive
         faults.write_text(json.dumps({"clock_seconds": 40 * 86_400.0}))
-        group.until(lambda: not group.workers["a"].alive, 60, "for the broker to refuse what the worker says")
+        group.until(lambda: not group.workers["a"].alive, "for the broker to refuse what the worker says")
         assert "InvalidTimestamp" in group.workers["a"].log.read_text()
         faults.write_text(json.dumps({"clock_seconds": 0.0}))
         group.start("a")
@@ -216,10 +217,10 @@ def test_a_topic_that_was_deleted_by_mistake(broker: KafkaBroker, prefix: str, t
             health = group.http.get("/api/health").json()
             return health["status"] != "ok" or not group.workers["a"].alive
 
-        group.until(told, 60, f"for the loss of {short} to be told")
+        group.until(told, f"for the loss of {short} to be told")
         group.kill("a")
         argv = [sys.executable, "-m", "console", "worker", "--data-dir", str(tmp_path / "again")]
-        refused = subprocess.run(argv, env=group.environ(), capture_output=True, text=True, timeout=60, check=False)
+        refused = subprocess.run(argv, env=group.environ(), capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
         assert refused.returncode != 0
         assert f"{prefix}{short}" in refused.stderr
         assert "waypost topics" in refused.stderr
@@ -258,7 +259,7 @@ class Wire:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=20)
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
 
 def test_a_network_that_is_cut_between_worker_and_broker(prefix: str, tmp_path: Path) -> None:

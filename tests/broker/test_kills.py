@@ -70,7 +70,7 @@ def group(kafka: str, prefix: str, tmp_path: Path) -> Iterator[Group]:
 
 
 def serving(group: Group) -> None:
-    group.until(lambda: group.http.get("/api/health").json()["status"] == "ok", 90, "for all partitions to be served")
+    group.until(lambda: group.http.get("/api/health").json()["status"] == "ok", "for all partitions to be served")
 
 
 def test_a_worker_killed_again_and_again_every_third_time_with_its_directory_lost(group: Group) -> None:
@@ -82,7 +82,7 @@ def test_a_worker_killed_again_and_again_every_third_time_with_its_directory_los
         time.sleep(r.uniform(0.2, 1.0))
         group.kill("a")
         group.start("a", wipe=n % 3 == 0)
-        group.until(lambda before=before: group.processed() > before or not stream.is_alive(), 60, f"for progress after kill {n}")  # type: ignore[misc]
+        group.until(lambda before=before: group.processed() > before or not stream.is_alive(), f"for progress after kill {n}")  # type: ignore[misc]
     stream.done()
     group.verify()
     group.kill("a")
@@ -126,7 +126,7 @@ def test_a_worker_killed_between_every_two_steps_of_a_batch(group: Group) -> Non
     for n, step in enumerate(STEPS * 2):
         group.workers["a"].kill()
         worker = group.start("a", step=step, nth=r.randint(1, 12), wipe=n % 4 == 3)
-        group.until(lambda worker=worker: not worker.alive or not stream.is_alive(), 60, f"to be killed after {step}")  # type: ignore[misc]
+        group.until(lambda worker=worker: not worker.alive or not stream.is_alive(), f"to be killed after {step}")  # type: ignore[misc]
         assert worker.exit_code in (None, -signal.SIGKILL), worker.tail()
     stream.done()
     group.workers["a"].kill()

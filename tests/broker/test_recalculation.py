@@ -20,6 +20,7 @@ from state import records
 from state.ledger import Ledger, Memory, prefix_end
 from streams.settings import Settings
 from streams.topics import provision
+from tests.support import PATIENCE_SECONDS
 from tests.support.group import NESTED, WORDS, Group
 
 SHOP = shop()
@@ -79,13 +80,13 @@ def test_jobs_and_workers_are_killed_while_it_fills_and_switches(told: Group) ->
         told.kill()
         told.start()
         killed["worker"] += 1
-        told.until(lambda: told._health()["lag"] == 0, 60, "for the worker to be back")
+        told.until(lambda: told._health()["lag"] == 0, "for the worker to be back")
 
     for plan in ([kill_job] * 4 + [kill_worker], [kill_job] * 3 + [kill_worker] * 2, [kill_job] * 3):
         id_ = begun(told, events_per_second=3000)
         rng.shuffle(plan)
         for kill in plan:
-            told.until(lambda i=id_: state(told, i) != "planned", 30, "for it to begin")
+            told.until(lambda i=id_: state(told, i) != "planned", "for it to begin")
             time.sleep(rng.uniform(0.2, 1.5))
             kill()
             assert converted(told) in (shown, None), "numbers changed while it goes on"
@@ -93,7 +94,7 @@ def test_jobs_and_workers_are_killed_while_it_fills_and_switches(told: Group) ->
         assert converted(told) == shown
     for _ in range(6):
         id_ = begun(told)
-        told.until(lambda i=id_: state(told, i) in ("switching", *OVER), 60, "for it to switch")
+        told.until(lambda i=id_: state(told, i) in ("switching", *OVER), "for it to switch")
         before = state(told, id_)
         kill_worker()
         killed["switching"] += before == "switching"
@@ -154,11 +155,11 @@ def damage(path: Path, seed: int) -> int:
 def test_an_edit_and_a_cancel_while_it_goes_on(told: Group) -> None:
     told.verify()
     first = begun(told, events_per_second=2000)
-    told.until(lambda: state(told, first) == "filling", 30, "for it to begin")
+    told.until(lambda: state(told, first) == "filling", "for it to begin")
     edited = {**JOURNEY, "stages": [JOURNEY["stages"][0], *JOURNEY["stages"][2:]]}  # all of its rules have evidence
     told.apply(edited)
     shows = _shown(told)
-    told.until(lambda: shows()["version"] == 2, 30, "for the edit to show beside the recalculation")
+    told.until(lambda: shows()["version"] == 2, "for the edit to show beside the recalculation")
     assert told.http.post(f"/api/recalculations/{first}/cancel").json()["state"] == "cancelled"
     tightened = {**edited, "stages": [{**edited["stages"][0], "condition": {"all": [
         {"rule": "visited_page", "page": "/home"}, {"rule": "visited_url", "url": {"contains": "home"}}]}}, *edited["stages"][1:]]}  # fmt: skip
@@ -178,7 +179,7 @@ def test_a_job_that_another_of_its_name_pushed_out_becomes_a_member_again(kafka:
     every = set(range(settings.partitions))
 
     def polled(*members: Membership) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_SECONDS
         while members[-1].mine != every:
             assert time.monotonic() < end, [member.mine for member in members]
             for member in members:
@@ -188,7 +189,7 @@ def test_a_job_that_another_of_its_name_pushed_out_becomes_a_member_again(kafka:
     first = Membership(settings)
     polled(first)
     second = Membership(settings)
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_SECONDS
     while first.mine:  # pushed out
         assert time.monotonic() < end
         second.poll()

@@ -17,6 +17,7 @@ from state.ledger import FORMAT_KEY
 from tests.broker.test_faults import TIMING, opened
 from tests.broker.test_kills import FACTS, Stream, serving
 from tests.broker.test_recalculation import converted
+from tests.support import PATIENCE_SECONDS
 from tests.support.group import Group
 from tests.support.terminal import ROOT, blocks
 
@@ -60,7 +61,7 @@ class Watch(threading.Thread):
     def looks(self) -> None:
         """Waits until it has had ten more answers."""
         answered = self.asked - self.away
-        self.group.until(lambda: self.asked - self.away >= answered + 10, 60, "for the numbers to be there")
+        self.group.until(lambda: self.asked - self.away >= answered + 10, "for the numbers to be there")
 
     def end(self) -> None:
         self.over.set()
@@ -74,7 +75,7 @@ def renew(group: Group, name: str) -> None:
     assert group.workers[name].exit_code == 0, group.workers[name].tail()
     print(f"worker {name} ended within {time.monotonic() - began:.1f} s")
     group.start(name)
-    group.until(lambda: httpx.get(f"http://127.0.0.1:{group.ports[name]}/readyz", timeout=2).status_code == 200, 60, f"for {name} to be ready")
+    group.until(lambda: httpx.get(f"http://127.0.0.1:{group.ports[name]}/readyz", timeout=2).status_code == 200, f"for {name} to be ready")
 
 
 def renew_all(group: Group, looks: Callable[[], None]) -> None:
@@ -137,7 +138,7 @@ def test_a_backup_that_is_put_back_goes_on_from_where_it_was(group: Group, tmp_p
     told(group, FACTS[:8000])
     group.workers["a"].stop()
     data, backup = group.directory / "data-a", tmp_path / "backup"
-    subprocess.run([sys.executable, str(tmp_path / "backup.py"), str(data), str(backup)], check=True, timeout=60)
+    subprocess.run([sys.executable, str(tmp_path / "backup.py"), str(data), str(backup)], check=True, timeout=PATIENCE_SECONDS)
     group.start("a")
     told(group, FACTS[8000:12_000])
     group.kill("a")

@@ -11,9 +11,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from tests.contracts.test_api import journey, put, send, visit
+from tests.support import PATIENCE_SECONDS
 from tests.support.running import Waypost, started
 
-expect.set_options(timeout=45_000)  # milliseconds; how soon pages follow is measured by tests/bench/pages.py
+expect.set_options(timeout=1000 * PATIENCE_SECONDS)  # milliseconds; how soon pages follow is measured by tests/bench/pages.py
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 AXE: dict[str, Any] = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}}

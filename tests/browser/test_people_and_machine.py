@@ -71,7 +71,7 @@ def test_a_contact_is_erased_when_its_id_is_typed(page: Page, waypost: Waypost) 
     assert waypost.settled("erased")["stages"][0]["converted"] == 1
     dialog.get_by_role("textbox").fill(odd)
     dialog.get_by_role("button", name="Erase").click()
-    expect(page.get_by_text("This contact was erased on")).to_be_visible(timeout=10_000)
+    expect(page.get_by_text("This contact was erased on")).to_be_visible()
     assert waypost.settled("erased")["stages"][0]["converted"] == 0
 
 
@@ -139,12 +139,12 @@ def test_the_console_restarts_under_an_open_page(embedded: str, tmp_path: Path, 
         builder.goto("/builder?id=again")
         builder.locator("#at-stages-0-kpi").fill("7")
         expect(builder.locator("#bar")).to_contain_text("none → 7")
-    expect(page.get_by_text("Connection lost")).to_be_visible(timeout=8000)
+    expect(page.get_by_text("Connection lost")).to_be_visible()
     expect(page.locator("#converted-1")).to_have_text("3")
     builder.locator("#at-stages-0-kpi").fill("8")
     expect(builder.get_by_text("Connection lost. Your draft is kept")).to_be_visible()
     with started(embedded, prefix, tmp_path / "second", console_port=port) as second:
-        expect(page.get_by_text("Connection lost")).to_be_hidden(timeout=45_000)
+        expect(page.get_by_text("Connection lost")).to_be_hidden()
         expect(page.locator("#list-title")).to_have_text("3 converted")
         expect(page.locator("#drawer [data-row]").first).to_be_focused()
         send(second, "activities", visit("again", "new", "a", "11:00:00"))
@@ -192,7 +192,7 @@ def test_states_of_calculating_for_the_first_time_and_of_an_edit(page: Page, way
     waypost.settled("held")
     slow = waypost.http.post("/api/recalculations", json={"journeys": ["held"], "events_per_second": 1}).json()["id"]
     try:
-        waypost.until(lambda: waypost.http.get(f"/api/recalculations/{slow}").json()["state"] == "filling", 90, "for one that others wait for")
+        waypost.until(lambda: waypost.http.get(f"/api/recalculations/{slow}").json()["state"] == "filling", "for one that others wait for")
         put(waypost, journey("waits", "a"))
         page.goto("/journeys/waits")
         expect(page.locator("#calculating")).to_contain_text("for the first time")
@@ -226,4 +226,4 @@ def test_partitions_that_do_not_answer_leave_the_last_complete_numbers(embedded:
             expect(page.locator("#converted-1")).to_have_text("3")
         finally:
             worker.resume()
-        expect(page.locator("#lost")).to_be_hidden(timeout=30_000)
+        expect(page.locator("#lost")).to_be_hidden()

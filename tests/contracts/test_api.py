@@ -442,9 +442,7 @@ def test_live_tells_results_when_they_change(waypost: Waypost, name: str) -> Non
         events = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
         assert next(events)["stages"][0]["converted"] == 0
         send(waypost, "activities", visit(name, "ada", "a", "10:00:00"))
-        began = time.monotonic()
-        while next(events)["stages"][0]["converted"] != 1:
-            assert time.monotonic() - began < 5
+        assert any(event["stages"][0]["converted"] == 1 for event in events)
         for i in range(40):  # many changes, at most four events a second
             send(waypost, "activities", visit(name, f"v{i}", "a", "10:00:00"))
         began, count = time.monotonic(), 0

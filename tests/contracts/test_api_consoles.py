@@ -21,6 +21,7 @@ from console.server import serve
 from schemas.journey import Journey, parse_journey
 from streams import topics
 from streams.settings import Settings, aiokafka_kwargs
+from tests.support import PATIENCE_SECONDS
 from tests.support.kafka import KafkaBroker
 
 
@@ -56,7 +57,7 @@ async def store(settings: Settings) -> AsyncIterator[JourneyStore]:
 
 async def eventually(*stores: JourneyStore) -> list[Journey | None]:
     """What all of them know of journey x, once they agree."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while len({repr(one.get("x")) for one in stores}) > 1:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.2)
@@ -117,7 +118,7 @@ async def console(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     if serving.done():
         serving.result()
     try:
-        async with httpx.AsyncClient(base_url=await url, timeout=20.0) as client:
+        async with httpx.AsyncClient(base_url=await url, timeout=PATIENCE_SECONDS) as client:
             yield client
     finally:
         stop.set()
@@ -166,7 +167,7 @@ async def test_a_broker_that_is_away_is_told_and_its_return_noticed(tmp_path: Pa
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
             assert (await client.get("/api/journeys")).json()["journeys"][0]["id"] == "x"  # what it knows, it knows
             await asyncio.to_thread(broker.start)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while (await client.get("/readyz")).status_code != 200:
                     await asyncio.sleep(0.2)
             assert (await client.put("/api/journeys/x", json={**body, "name": "y"})).json()["version"] == 2

@@ -14,6 +14,7 @@ from streams.reader import ReaderError, begin_offsets, broker_kind, end_offsets,
 from streams.replay import read_blocks
 from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
 from streams.topics import Presence, TopicsError, check, names, provision, topic_name
+from tests.support import PATIENCE_SECONDS
 from tests.support.records import write
 
 
@@ -23,9 +24,9 @@ def topics(settings):
     return names(settings)
 
 
-async def until(condition, seconds=30.0):
-    """Waits until *condition()* holds; fails after *seconds*."""
-    async with asyncio.timeout(seconds):
+async def until(condition):
+    """Waits until *condition()* holds."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.05)
 
@@ -130,7 +131,7 @@ async def test_a_record_comes_back_as_it_was_sent(settings, topics):
     try:
         consumer.assign([TopicPartition(topic, 2)])
         await consumer.seek_to_beginning()
-        got = [await asyncio.wait_for(consumer.getone(), 10) for _ in sent]
+        got = [await asyncio.wait_for(consumer.getone(), PATIENCE_SECONDS) for _ in sent]
     finally:
         await consumer.stop()
     assert [(r.key, r.value, list(r.headers), r.timestamp) for r in got] == sent
@@ -304,7 +305,7 @@ async def test_a_member_of_another_generation_cannot_commit(settings, topics):
         right, coordinator.generation = coordinator.generation, 99
         try:
             with pytest.raises(KafkaError):
-                await asyncio.wait_for(member.consumer.commit({TopicPartition(topics["activities"], 0): 5}), 20)
+                await asyncio.wait_for(member.consumer.commit({TopicPartition(topics["activities"], 0): 5}), PATIENCE_SECONDS)
         finally:
             coordinator.generation = right
 

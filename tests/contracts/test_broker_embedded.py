@@ -19,6 +19,7 @@ from streams.guarded import GuardedProcess
 from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
 from streams.topics import check, names, provision
 from tests.contracts.test_broker import Member, until
+from tests.support import PATIENCE_SECONDS
 from tests.support.records import values
 
 
@@ -36,8 +37,8 @@ def gone(pid):
         return True
 
 
-def soon(condition, seconds=5.0):
-    until_s = time.monotonic() + seconds
+def soon(condition):
+    until_s = time.monotonic() + PATIENCE_SECONDS
     while not condition() and time.monotonic() < until_s:
         time.sleep(0.02)
     return condition()

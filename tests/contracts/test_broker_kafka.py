@@ -10,6 +10,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from streams.reader import begin_offsets, end_offsets
 from streams.replay import read_blocks
 from streams.settings import Settings, librdkafka_config
+from tests.support import PATIENCE_SECONDS
 from tests.support.kafka import KafkaBroker
 from tests.support.records import values, values_in_bulk, write
 
@@ -62,7 +63,7 @@ def test_compaction_leaves_gaps(settings):
     for round_ in range(5):
         write(settings, topic, [{"key": b"%d" % key, "value": b"%d" % round_} for key in range(20)])
         time.sleep(0.15)  # so that each round is a segment of its own
-    until = time.monotonic() + 60
+    until = time.monotonic() + PATIENCE_SECONDS
     while len(found := values(settings, topic)[0]) > 50:
         assert time.monotonic() < until, f"still {len(found)} records"
         time.sleep(0.5)

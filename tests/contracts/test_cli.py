@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from console.cli import cli
 from tests.contracts.test_api import journey, visit
+from tests.support import PATIENCE_SECONDS
 from tests.support.running import Waypost
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +40,8 @@ def run(*argv: str, environ: dict[str, str] | None = None, stdin: str = "") -> D
 
 def process(*argv: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name.startswith("WAYPOST_TEST_") or not name.startswith("WAYPOST_")}
-    return subprocess.run(
-        [sys.executable, "-m", "console", *argv], env={**clean, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
-    )
+    command, environ = [sys.executable, "-m", "console", *argv], {**clean, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 def commands(group: click.Group = cli, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -116,7 +116,7 @@ def test_a_file_is_as_wide_as_it_is_told_or_120(looks: dict[str, str], columns: 
     clean = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "FORCE_COLOR", "TERM")}
     environ = {**clean, **looks, **({"COLUMNS": columns} if columns else {})}
     said = "from console.options import err, out; print(out.width, err.width)"
-    done = subprocess.run([sys.executable, "-c", said], env=environ, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", said], env=environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     assert done.stdout.split() == [str(width), str(width)]
 
 

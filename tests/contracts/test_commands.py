@@ -16,6 +16,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Broker
+from tests.support import PATIENCE_SECONDS
 from tests.support.running import Waypost, started
 
 ROOT = Path(__file__).parents[2]
@@ -41,10 +42,10 @@ def gone(pid: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def within(seconds: float, there: object) -> None:
-    end = time.monotonic() + seconds
+def wait_until(there: object) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
     while not there():  # type: ignore[operator]
-        assert time.monotonic() < end, f"not within {seconds:g} s"
+        assert time.monotonic() < end, f"not within {PATIENCE_SECONDS:g} s"
         time.sleep(0.05)
 
 
@@ -74,7 +75,7 @@ def shown_funnels(output: str) -> list[list[int]]:
 def test_the_demo_shows_2_099_visitors_become_586_people(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     flags = ["--broker", request.getfixturevalue("kafka")] if kind == "kafka" else []
     process = begun("demo", "--exit", *flags, cwd=tmp_path)
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
     before, after = shown_funnels(output)
     assert (before, after) == ([2099, 1493, 431, 210, 64], [586, 581, 480, 381, 211])
@@ -98,15 +99,15 @@ def test_the_demo_stays_up_and_agrees_with_the_oracle_until_told_to_end(tmp_path
         output += line
     command = next(line for line in output.splitlines() if "waypost check" in line).split()[1:]
     checked = subprocess.run(
-        [sys.executable, "-m", "console", *command], env=environ(), capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "console", *command], env=environ(), capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert re.search(r"No difference in [\d,]+ numbers and lines of 1 journeys, from 38,316 records", checked.stdout)
     below = children(process.pid)
     assert len(below) >= 2
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    within(5, lambda: all(gone(child) for child in below))
+    assert process.wait(PATIENCE_SECONDS) == 0
+    wait_until(lambda: all(gone(child) for child in below))
 
 
 @pytest.mark.embedded
@@ -118,13 +119,13 @@ def test_a_killed_up_takes_its_children_with_it(tmp_path: Path) -> None:
     below = children(process.pid)
     process.kill()
     process.wait()
-    within(5, lambda: all(gone(child) for child in below))
+    wait_until(lambda: all(gone(child) for child in below))
 
 
 @pytest.mark.embedded
 def test_two_ups_do_not_share_a_directory(tmp_path: Path, waypost: Waypost) -> None:
     process = begun("up", "--port", "0", "--data", str(waypost.settings.data_dir), cwd=tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert "another waypost works in" in output
 
@@ -132,7 +133,7 @@ def test_two_ups_do_not_share_a_directory(tmp_path: Path, waypost: Waypost) -> N
 @pytest.mark.embedded
 def test_a_taken_port_is_told_with_the_way_out(tmp_path: Path, waypost: Waypost) -> None:
     process = begun("up", "--port", str(waypost.port), "--data", str(tmp_path / "data"), cwd=tmp_path)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert "choose another with --port" in output
 
@@ -149,7 +150,7 @@ def test_a_worker_that_dies_is_started_again(broker: Broker, prefix: str, tmp_pa
         pid = next(pid for pid, argv in commands.items() if b"python" in argv[0] and argv[-2:] == [b"worker", b""])
         os.kill(pid, signal.SIGKILL)
         running.until(lambda: running.health()["status"] == "degraded")
-        running.until(lambda: running.health()["status"] == "ok", 60)
+        running.until(lambda: running.health()["status"] == "ok")
         (again,) = (one for one in running.health()["workers"] if one["state"] == "live")
         assert (again["url"], again["partitions"]) == (worker["url"], worker["partitions"])
         assert again["started_at"] > worker["started_at"]
@@ -178,6 +179,6 @@ def test_a_console_finds_the_workers_through_their_group(kafka: str, prefix: str
             assert health["broker"]["kind"] == "kafka"
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE_SECONDS)
 
 

@@ -22,6 +22,7 @@ from console.people import digest, write
 from streams.brokers import free_port
 from streams.guarded import GuardedProcess
 from streams.settings import ENV_PREFIX, Settings
+from tests.support import PATIENCE_SECONDS
 from tests.support.terminal import ROOT
 
 from .test_api import journey, visit
@@ -145,13 +146,13 @@ def test_the_processes_of_the_compose_file_make_a_waypost(kafka: str, prefix: st
     def command(name: str) -> list[str]:
         return [sys.executable, "-m", "console", *OURS[name]["command"]]
 
-    subprocess.run(command("topics"), cwd=ROOT, env=environ("topics"), check=True, capture_output=True, timeout=60)
+    subprocess.run(command("topics"), cwd=ROOT, env=environ("topics"), check=True, capture_output=True, timeout=PATIENCE_SECONDS)
     running = [GuardedProcess(command(n), log=tmp_path / f"{n}.log", cwd=ROOT, env=environ(n)) for n in OURS if n != "topics"]
     url = f"http://127.0.0.1:{ports['console']}"
     try:
 
-        def until(there: Any, seconds: float) -> None:
-            end = time.monotonic() + seconds
+        def until(there: Any) -> None:
+            end = time.monotonic() + PATIENCE_SECONDS
             while True:
                 try:
                     if there():
@@ -161,8 +162,8 @@ def test_the_processes_of_the_compose_file_make_a_waypost(kafka: str, prefix: st
                 assert time.monotonic() < end, [one.tail(5) for one in running]
                 time.sleep(0.2)
 
-        until(lambda: api.get(f"{url}/api/health").json()["status"] == "ok", 90)
-        until(lambda: len(api.get(f"{url}/api/health").json()["workers"]) == 2, 60)
+        until(lambda: api.get(f"{url}/api/health").json()["status"] == "ok")
+        until(lambda: len(api.get(f"{url}/api/health").json()["workers"]) == 2)
         api.put(f"{url}/api/journeys/composed", json=journey("composed", "a", "b")).raise_for_status()
         api.post(f"{url}/api/activities", json=[visit("composed", str(k), "a", "10:00:00") for k in range(20)]).raise_for_status()
 
@@ -170,7 +171,7 @@ def test_the_processes_of_the_compose_file_make_a_waypost(kafka: str, prefix: st
             found = api.get(f"{url}/api/journeys/composed/results").json()
             return found.get("status") == "live" and found["stages"][0]["converted"] == 20
 
-        until(counted, 60)
+        until(counted)
         assert httpx.get(f"{url}/api/journeys").status_code == 401
         for port in (ports["worker-1"], ports["worker-2"]):
             assert httpx.get(f"http://127.0.0.1:{port}/internal/partitions").status_code == 401

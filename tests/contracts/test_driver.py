@@ -13,6 +13,7 @@ from agents import driver, reporter
 from agents.catalog import Catalog
 from agents.driver import Driver
 from agents.reporter import Reporter
+from tests.support import PATIENCE_SECONDS
 
 
 class Reader:
@@ -59,7 +60,7 @@ def partitions(outward: Any) -> Any:
 async def reached(moment: asyncio.Event, running: asyncio.Task[None]) -> None:
     """Waits for *moment*; what ended *running* before is raised."""
     waiting = asyncio.create_task(moment.wait())
-    await asyncio.wait((waiting, running), timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait((waiting, running), timeout=PATIENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         running.result()
     assert moment.is_set()

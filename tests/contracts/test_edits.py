@@ -64,7 +64,7 @@ def test_values_seen_lately_are_told_the_most_frequent_first(waypost: Waypost, n
     def seen() -> list[dict[str, Any]]:
         return list(waypost.http.get("/api/values", params={"field": "page", "q": name.upper()}).json()["values"])
 
-    waypost.until(lambda: len(seen()) == 2, 60, "for the values to be read again")
+    waypost.until(lambda: len(seen()) == 2, "for the values to be read again")
     assert seen() == [{"value": f"/{name}/often", "activities": 2}, {"value": f"/{name}/once", "activities": 1}]
     assert waypost.http.get("/api/values", params={"field": "channel", "q": name}).json()["values"][0]["value"] == f"{name}-Channel"
     assert waypost.http.get("/api/values", params={"field": "contact_id"}).status_code == 422
@@ -126,7 +126,7 @@ def test_health_tells_the_last_hour(waypost: Waypost) -> None:
     def there() -> bool:
         return len(waypost.http.get("/api/health/history").json()["points"]) >= 1
 
-    waypost.until(there, 30, "for two looks")
+    waypost.until(there, "for two looks")
     point = waypost.http.get("/api/health/history").json()["points"][-1]
     assert abs(datetime.fromisoformat(point["at"]).timestamp() - datetime.now(UTC).timestamp()) < 60
     assert point["activities"] is None or point["activities"] >= 0

@@ -23,6 +23,7 @@ from schemas.journey import JourneyRefused, parse_journey
 from schemas.merge import ContactMerge
 from schemas.profile import ContactProfile
 from schemas.text import OPERATORS, TextTest
+from tests.support import PATIENCE_SECONDS
 
 ACTIVITY = {
     "id": "a-81", "contact_id": "c-42", "type": "pagevisit", "at": "2026-01-02T03:04:05.678Z",
@@ -272,6 +273,8 @@ def test_the_catalogue_tells_what_the_builder_needs():
 SHOP = '''
 from schemas.rules import Contains, Equals, Rule
 
+from tests.support import PATIENCE_SECONDS
+
 class ViewedProduct(Rule):
     name = "viewed_product"
     category = "Shop"
@@ -332,7 +335,7 @@ def installed(tmp_path, *entries, program):
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=False,
     )
     return done.stdout + done.stderr.splitlines()[-1] if done.stderr else done.stdout

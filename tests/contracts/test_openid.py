@@ -19,6 +19,7 @@ import pytest
 from joserfc import jwk, jwt
 
 from console.people import digest, write
+from tests.support import PATIENCE_SECONDS
 from tests.support.running import Waypost, started
 
 pytestmark = pytest.mark.embedded
@@ -100,7 +101,7 @@ def _honest() -> None:
 
 def through(console: Waypost, **query: str) -> tuple[httpx.Client, httpx.Response]:
     """A browser that logged in, and what it was shown in the end."""
-    browser = httpx.Client(base_url=console.url, timeout=20)
+    browser = httpx.Client(base_url=console.url, timeout=PATIENCE_SECONDS)
     sent = browser.get("/login/openid", params=query)
     assert sent.status_code == 303
     back = httpx.get(sent.headers["location"]).headers["location"]
@@ -108,7 +109,7 @@ def through(console: Waypost, **query: str) -> tuple[httpx.Client, httpx.Respons
 
 
 def test_somebody_logs_in_and_may_what_the_claim_says(console: Waypost) -> None:
-    browser = httpx.Client(base_url=console.url, timeout=20)
+    browser = httpx.Client(base_url=console.url, timeout=PATIENCE_SECONDS)
     assert browser.get("/journeys").headers["location"].startswith("/login?next=")
     assert "/login/openid" in browser.get("/login?next=/contacts").text
     assert 'name="password"' not in browser.get("/login").text, "nobody has a password here"
@@ -152,7 +153,7 @@ def test_a_word_that_is_not_for_us_now_is_not_believed(console: Waypost, claims:
 
 
 def test_a_login_that_was_begun_elsewhere_is_not_finished_here(console: Waypost) -> None:
-    victim, attacker = (httpx.Client(base_url=console.url, timeout=20) for _ in range(2))
+    victim, attacker = (httpx.Client(base_url=console.url, timeout=PATIENCE_SECONDS) for _ in range(2))
     back = httpx.get(attacker.get("/login/openid").headers["location"]).headers["location"]
     assert victim.get(back).status_code == 401
     assert victim.get("/api/journeys").status_code == 401

@@ -15,6 +15,7 @@ import pytest
 
 from tests.contracts.test_api import error_of, journey, put, send, visit
 from tests.contracts.test_cli import run
+from tests.support import PATIENCE_SECONDS
 from tests.support.running import Waypost
 
 pytestmark = pytest.mark.embedded
@@ -34,7 +35,7 @@ def ended(waypost: Waypost, id_: str) -> dict[str, Any]:
         found.update(waypost.http.get(f"/api/recalculations/{id_}").json())
         return found["state"] in ("live", "cancelled", "failed")
 
-    waypost.until(over, 30, f"for {id_} to end")
+    waypost.until(over, f"for {id_} to end")
     return found
 
 
@@ -75,7 +76,7 @@ def test_cancelling_leaves_the_living_untouched(waypost: Waypost, name: str) -> 
     send(waypost, "activities", visit(name, "a", "x", "10:00:00"))
     before = waypost.settled(name)
     id_ = waypost.http.post("/api/recalculations", json={"journeys": [name], "events_per_second": 1}).json()["id"]
-    waypost.until(lambda: waypost.http.get(f"/api/recalculations/{id_}").json()["state"] == "filling", 10, "for it to read")
+    waypost.until(lambda: waypost.http.get(f"/api/recalculations/{id_}").json()["state"] == "filling", "for it to read")
     during = waypost.http.get(f"/api/journeys/{name}/results").json()
     assert (during["status"], during["stages"]) == ("calculating", before["stages"])
     for _ in range(2):
@@ -162,12 +163,12 @@ def test_ctrl_c_leaves_it_running_and_says_so(waypost: Waypost, name: str) -> No
         mine[:] = [o for o in waypost.http.get("/api/recalculations").json()["recalculations"] if o["journeys"] == [name] and o["state"] == "filling"]
         return bool(mine)
 
-    waypost.until(begun, 20, "for it to begin")
+    waypost.until(begun, "for it to begin")
     id_ = mine[0]["id"]
     try:
         time.sleep(0.5)
         os.kill(command.pid, signal.SIGINT)
-        _, said = command.communicate(timeout=20)
+        _, said = command.communicate(timeout=PATIENCE_SECONDS)
     except BaseException:
         command.kill()
         waypost.http.post(f"/api/recalculations/{id_}/cancel")  # others wait for it

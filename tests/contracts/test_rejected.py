@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import Producer
 
 from schemas.times import format_ms
+from tests.support import PATIENCE_SECONDS
 from tests.support.records import values
 from tests.support.running import Waypost
 
@@ -22,9 +23,8 @@ pytestmark = pytest.mark.embedded
 
 
 def on(waypost: Waypost, *argv: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "console", *argv], env=waypost.environ, input=stdin, capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-m", "console", *argv]
+    return subprocess.run(command, env=waypost.environ, input=stdin, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
 
 
 def journey(name: str) -> dict[str, Any]:

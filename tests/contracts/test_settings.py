@@ -26,6 +26,7 @@ from streams.settings import (
     librdkafka_config,
 )
 from streams.tokens import TokenError
+from tests.support import PATIENCE_SECONDS
 
 # ---------------------------------------------------------------- sources
 
@@ -179,7 +180,7 @@ async def connects(**kwargs):
 async def test_all_libraries_log_in_over_tls(secure_kafka, tmp_path, mechanism):
     settings = secure(secure_kafka, tmp_path, sasl_mechanism=mechanism)
     assert await connects(**aiokafka_kwargs(settings))
-    assert AdminClient(librdkafka_config(settings)).list_topics(timeout=10).brokers
+    assert AdminClient(librdkafka_config(settings)).list_topics(timeout=PATIENCE_SECONDS).brokers
 
 
 class TokenEndpoint(http.server.BaseHTTPRequestHandler):
@@ -223,7 +224,7 @@ async def test_all_libraries_log_in_with_tokens(secure_kafka, tmp_path, token_ur
     assert len(TokenEndpoint.asked) == 1, "a token is used until it ends"
     assert "grant_type=client_credentials" in TokenEndpoint.asked[0]
     assert "scope=kafka" in TokenEndpoint.asked[0]
-    assert (await asyncio.to_thread(AdminClient(librdkafka_config(settings)).list_topics, timeout=10)).brokers
+    assert (await asyncio.to_thread(AdminClient(librdkafka_config(settings)).list_topics, timeout=PATIENCE_SECONDS)).brokers
 
 
 async def test_a_wrong_client_secret_is_told_without_the_secret(secure_kafka, tmp_path, token_url):
@@ -266,7 +267,7 @@ async def test_a_certificate_for_another_host_is_refused_unless_told_otherwise(s
         await connects(**aiokafka_kwargs(secure(secure_kafka, tmp_path, broker=other)))
     trusting = secure(secure_kafka, tmp_path, broker=other, ssl_check_hostname=False)
     assert await connects(**aiokafka_kwargs(trusting))
-    assert AdminClient(librdkafka_config(trusting)).list_topics(timeout=10).brokers
+    assert AdminClient(librdkafka_config(trusting)).list_topics(timeout=PATIENCE_SECONDS).brokers
 
 
 async def test_a_record_goes_through_the_secured_broker(secure_kafka, tmp_path, prefix):

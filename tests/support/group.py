@@ -25,10 +25,7 @@ from streams import reader, topics
 from streams.brokers import free_port
 from streams.guarded import GuardedProcess
 from streams.settings import Settings, librdkafka_config
-
-START_SECONDS = 60.0
-SETTLE_SECONDS = 120.0
-TOTALS_SECONDS = 75.0  # all are said again every minute
+from tests.support import PATIENCE_SECONDS
 
 
 class Group:
@@ -44,7 +41,7 @@ class Group:
         self.console: GuardedProcess | None = None
         self.jobs: dict[str, GuardedProcess] = {}
         self.port = free_port()
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20.0)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=PATIENCE_SECONDS)
         self.sent: list[tuple[str, str | None, bytes | None]] = []
         self._producer = Producer({**librdkafka_config(self.settings), "partitioner": "murmur2_random", "linger.ms": 5, "log_level": 0,
                                    "message.max.bytes": 4 << 20})  # fmt: skip
@@ -100,13 +97,13 @@ class Group:
             more["WAYPOST_WORKERS"] = ",".join(f"http://127.0.0.1:{port}" for port in self.ports.values())
         argv = [sys.executable, "-m", "console", "console"]
         self.console = GuardedProcess(argv, log=self.directory / "console.log", env=self.environ(**more))
-        self.until(lambda: self.http.get("/healthz").status_code == 200, START_SECONDS, "for the console")
+        self.until(lambda: self.http.get("/healthz").status_code == 200, "for the console")
         if not self.jobs:
             self.recalculate()
 
-    def until(self, holds: Any, seconds: float, what: str) -> None:
+    def until(self, holds: Any, what: str) -> None:
         """Waits until *holds*; fails with the ends of the logs."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
                 if holds():
@@ -115,7 +112,7 @@ class Group:
                 pass
             if time.monotonic() > end:
                 tails = "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in self.directory.glob("*.log"))
-                raise AssertionError(f"waited {seconds:g} s {what}\n{self._health()}\n{tails}")
+                raise AssertionError(f"waited {PATIENCE_SECONDS:g} s {what}\n{self._health()}\n{tails}")
             time.sleep(0.1)
 
     def _health(self) -> Any:
@@ -154,9 +151,9 @@ class Group:
 
     def settled(self) -> None:
         """Waits until everything sent is in the numbers, and no recalculation is about to change them."""
-        self.until(lambda: self._health()["lag"] == 0, SETTLE_SECONDS, "for a lag of 0")
-        self.until(self.live, SETTLE_SECONDS, "for all journeys to be live")
-        self.until(lambda: self._health()["lag"] == 0, SETTLE_SECONDS, "for a lag of 0")
+        self.until(lambda: self._health()["lag"] == 0, "for a lag of 0")
+        self.until(self.live, "for all journeys to be live")
+        self.until(lambda: self._health()["lag"] == 0, "for a lag of 0")
 
     def live(self) -> bool:
         """Whether all journeys show what they should."""
@@ -165,7 +162,7 @@ class Group:
     def verify(self) -> check.Report:
         """Compares numbers, lists, names, and the last words of stage changes and totals with the oracle. Fails on any difference."""
         self.settled()
-        report = check.run(self.settings, Client(f"http://127.0.0.1:{self.port}"), (), SETTLE_SECONDS, lambda *_: None)
+        report = check.run(self.settings, Client(f"http://127.0.0.1:{self.port}"), (), PATIENCE_SECONDS, lambda *_: None)
         names = [one for one in report.differences if "contact" in one.where or ", " in one.where]
         assert report.differences == [], (len(report.differences), report.differences[:4], names[-12:], self._health())
         assert report.compared > 0
@@ -188,7 +185,7 @@ class Group:
         wrong = {key for key in {*announced, *truth} if announced.get(key) != truth.get(key)}
         lines = [f"{key}: {truth.get(key)}, announced {announced.get(key)}: {told.get(key)}" for key in sorted(wrong)[:10]]
         assert not wrong, f"{len(wrong)} last words are not the truth\n" + "\n".join(lines)
-        self.until(self._totals_agree, TOTALS_SECONDS, "for the last totals of all partitions to add up to the results")
+        self.until(self._totals_agree, "for the last totals of all partitions to add up to the results")
         return report
 
     def _totals_agree(self) -> bool:

@@ -24,6 +24,7 @@ from confluent_kafka.admin import AdminClient
 
 from streams.brokers import free_port
 from streams.guarded import GuardedProcess
+from tests.support import PATIENCE_SECONDS
 
 HERE = Path(__file__).parent / "kafka"
 LIB_ENV = "WAYPOST_TEST_KAFKA_LIB"
@@ -121,10 +122,10 @@ class KafkaBroker:
         assert self._process is not None, "not started"
         return self._process.pid
 
-    def start(self, timeout_seconds: float = 60.0) -> str:
+    def start(self) -> str:
         """Starts (or starts again, with the data it had) and waits until it serves. Raises KafkaUnavailable."""
         self.launch()
-        return self.serves(timeout_seconds)
+        return self.serves()
 
     def launch(self) -> None:
         """Starts it and waits for nothing."""
@@ -135,10 +136,10 @@ class KafkaBroker:
             self._prepare(properties, command)
         self._process = GuardedProcess([*command, "kafka.Kafka", str(properties)], log=self.log, cwd=self.directory)
 
-    def serves(self, timeout_seconds: float = 60.0) -> str:
+    def serves(self) -> str:
         """Waits until it does. Raises KafkaUnavailable."""
         assert self._process is not None, "not started"
-        until = time.monotonic() + timeout_seconds
+        until = time.monotonic() + PATIENCE_SECONDS
         admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, "reconnect.backoff.max.ms": 200})
         while True:
             try:
@@ -204,10 +205,10 @@ class KafkaBroker:
         assert self._process is not None
         self._process.signal(signal.SIGCONT)
 
-    def restart(self, timeout_seconds: float = 60.0) -> str:
+    def restart(self) -> str:
         """Ends it in good order and starts it again, same ports, same data."""
         self.stop()
-        return self.start(timeout_seconds)
+        return self.start()
 
 
 class KafkaCluster:
@@ -228,7 +229,7 @@ class KafkaCluster:
         for node in self.nodes:
             node.launch()
         for node in self.nodes:
-            node.serves(120.0)
+            node.serves()
         return self.bootstrap
 
     def kill(self) -> None:

@@ -16,6 +16,7 @@ from schemas.journey import Journey, parse_journey
 from state.ledger import Memory
 from state.matching import Matcher
 from streams.partitioner import partition_of
+from tests.support import PATIENCE_SECONDS
 from tests.support.recalculating import Recalculating
 
 TOPICS = {name: f"waypost.{name}" for name in (*SOURCES, "stage-changes", "rejected", "totals")}
@@ -154,7 +155,7 @@ class Loopback:
             return False
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self.partitions[number].submit(source, chunk, lambda: finished.set_result(None))
-        await asyncio.wait_for(finished, 10)
+        await asyncio.wait_for(finished, PATIENCE_SECONDS)
         self.done[topic, number] = at + len(chunk)
         return True
 

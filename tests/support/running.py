@@ -15,9 +15,7 @@ import httpx
 from streams.brokers import free_port
 from streams.guarded import GuardedProcess
 from streams.settings import Settings
-
-START_SECONDS = 60.0
-SETTLE_SECONDS = 60.0
+from tests.support import PATIENCE_SECONDS
 
 
 class Waypost:
@@ -27,7 +25,7 @@ class Waypost:
         self.port = free_port() if settings.origin_of("console_port") == "default" else settings.console_port
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = settings
-        self.http = httpx.Client(base_url=self.url, timeout=20.0)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
         self.log = settings.data_dir / "up.log"
         self._process: GuardedProcess | None = None
 
@@ -40,7 +38,7 @@ class Waypost:
     def __enter__(self) -> Self:
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         self._process = GuardedProcess([sys.executable, "-m", "console", "up"], log=self.log, env=self.environ)
-        self.until(lambda: self.health().get("status") == "ok", START_SECONDS, "to be up")
+        self.until(lambda: self.health().get("status") == "ok", "to be up")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -59,12 +57,12 @@ class Waypost:
         except (httpx.TransportError, ValueError):
             return {}
 
-    def until(self, there: Callable[[], bool], seconds: float = SETTLE_SECONDS, what: str = "") -> None:
+    def until(self, there: Callable[[], bool], what: str = "") -> None:
         """Waits until *there*; fails with the log's end."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE_SECONDS
         while not there():
             if time.monotonic() > end:
-                raise AssertionError(f"waited {seconds:g} s {what}; the log ends:\n{self.log.read_text(errors='replace')[-3000:]}")
+                raise AssertionError(f"waited {PATIENCE_SECONDS:g} s {what}; the log ends:\n{self.log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.05)
 
     def settled(self, journey: str, **query: Any) -> dict[str, Any]:

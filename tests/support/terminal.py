@@ -12,9 +12,10 @@ from pathlib import Path
 
 import httpx
 
+from tests.support import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 STAYS = ("waypost worker", "waypost console", "waypost recalculator", "waypost up")
-SECONDS = 60.0
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
@@ -56,7 +57,7 @@ class Terminal:
             self.left.append(subprocess.Popen(["/bin/sh", "-c", f"exec {script}"], cwd=self.directory, env=self.environ, stdout=log, stderr=log))
             return ""
         argv = ["/bin/sh", "-ec", f"{script}\nenv > .env"]
-        done = subprocess.run(argv, cwd=self.directory, env=self.environ, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(argv, cwd=self.directory, env=self.environ, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         for line in (self.directory / ".env").read_text().splitlines():
             name, _, value = line.partition("=")
@@ -68,11 +69,11 @@ class Terminal:
         """Ends what stays, last first."""
         for process in reversed(self.left):
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(PATIENCE_SECONDS)
 
     def settle(self) -> None:
         """The guide says "within a second": a person is slower than a test."""
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + PATIENCE_SECONDS
         while self.left:
             try:
                 health = httpx.get(f"http://127.0.0.1:{self.port}/api/health", timeout=10).json()
