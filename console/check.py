@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from schemas.hashing import h
 from schemas.journey import Journey
 from schemas.times import format_ms
 from state import oracle
@@ -26,6 +27,10 @@ WAIT_PARTS = 256  # medians are counted in buckets of this relative width (state
 EXPLAINED = 300  # contacts of a journey whose explanation is compared
 Told = Callable[[str, int, int], None]
 """Hears what is being done, and how much of how much is."""
+Judged = Callable[[oracle.Answer], None]
+"""Hears what the oracle says of a journey, once more when the check is repeated."""
+Explained = dict[str, list[tuple[str, list[str]]]]
+"""Of a contact, by journey: when it reached its stages, and by which activities."""
 
 
 class Difference(NamedTuple):
@@ -48,14 +53,16 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
 
-def run(settings: Settings, api: Client, ids: tuple[str, ...], timeout_seconds: float, told: Told) -> Report:
+def run(
+    settings: Settings, api: Client, ids: tuple[str, ...], timeout_seconds: float, told: Told, judged: Judged = lambda answer: None
+) -> Report:
     """Compares the journeys *ids*, all when there are none. Raises `Failed`, `ReaderError`."""
     report = Report()
     for _ in range(TRIES):
         caught_up(api, timeout_seconds, told)
         log = history.read(settings, history.ends(settings), told)
         caught_up(api, timeout_seconds, told)
-        report = _compare(log, api, ids, told)
+        report = _compare(log, api, ids, told, judged)
         if history.ends(settings) == log.ends:
             return report
     raise Failed(f"the log grew during each of {TRIES} checks; check again when less comes in")
@@ -81,7 +88,7 @@ def caught_up(api: Client, timeout_seconds: float, told: Told) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _compare(log: history.Log, api: Client, ids: tuple[str, ...], told: Told) -> Report:
+def _compare(log: history.Log, api: Client, ids: tuple[str, ...], told: Told, judged: Judged) -> Report:
     report = Report(records=log.records, rejected=log.rejected)
     for topic in log.forgotten:
         report.notes.append(f"{topic} no longer begins at its beginning (retention): the workers may know more than the log can prove")
@@ -96,23 +103,27 @@ def _compare(log: history.Log, api: Client, ids: tuple[str, ...], told: Told) ->
             report.differences.append(Difference(id_, "", "version", _text(truth.get(id_)), _text(said.get(id_))))
     if unknown := [id_ for id_ in ids if id_ not in truth]:
         raise Failed(f"there is no journey {', '.join(unknown)}; `waypost journey list` lists those there are")
+    explained: dict[str, Explained | str] = {}
     for id_ in ids or sorted(truth):
         if id_ in said:
             report.journeys.append(id_)
             told(f"asking the oracle about {id_}", 0, 0)
-            _Comparison(oracle.answer(log.journeys[id_], log.history), api, report, told).run()
+            answer = oracle.answer(log.journeys[id_], log.history)
+            judged(answer)
+            _Comparison(answer, api, report, told, explained).run()
     return report
 
 
 class _Comparison:
-    """One journey: everyone, then each group."""
+    """One journey: everyone, then each group. *explained*: what contacts were told already; one answer speaks of all journeys."""
 
-    def __init__(self, truth: oracle.Answer, api: Client, report: Report, told: Told) -> None:
+    def __init__(self, truth: oracle.Answer, api: Client, report: Report, told: Told, explained: dict[str, Explained | str]) -> None:
         self.truth = truth
         self.journey: Journey = truth.journey
         self.api = api
         self.report = report
         self.told = told
+        self.explained = explained
 
     def run(self) -> None:
         groups = sorted({group for name, stages in self.truth.reached.items() if stages for group in self.truth.groups[name]})
@@ -176,22 +187,28 @@ class _Comparison:
 
     def _explanations(self) -> None:
         """What single contacts are told: stages, times, and the activities by which they were met."""
-        there = sorted(name for name, stages in self.truth.reached.items() if stages)
-        picked = there[:: max(1, len(there) // EXPLAINED)][:EXPLAINED]
+        there = (name for name, stages in self.truth.reached.items() if stages)
+        picked = sorted(there, key=h)[:EXPLAINED]  # by hash: most are the same ones for all journeys
         for done, name in enumerate(picked, 1):
             self.told(f"comparing explanations of {self.journey.id}", done, len(picked))
             expected = [(format_ms(r.at_ms), sorted({_hex(hit) for hit, _ in r.met_by})) for r in self.truth.reached[name]]
-            self._equal(None, f"contact {name}", expected, self._explained(name))
+            if name not in self.explained:
+                self.explained[name] = self._ask(name)
+            found = self.explained[name]
+            self._equal(None, f"contact {name}", expected, found if isinstance(found, str) else found.get(self.journey.id, []))
 
-    def _explained(self, name: str) -> list[tuple[str, list[str]]] | str:
+    def _ask(self, name: str) -> Explained | str:
         try:
             found = self.api.call("GET", f"/api/contacts/{segment(name)}")
         except ApiFailed as error:
             return error.message
         if found["survivor"] != name:
             return f"its person is named {found['survivor']}"
-        stages: list[Any] = next((j["stages"] for j in found["journeys"] if j["journey"] == self.journey.id), [])
-        return [(stage["reached_at"], sorted({met["activity"] for met in stage["met_by"]})) for stage in stages]
+        return {
+            journey["journey"]: [(stage["reached_at"], sorted({met["activity"] for met in stage["met_by"]})) for stage in journey["stages"]]
+            for journey in found["journeys"]
+            if journey["stages"]
+        }
 
 
 def close(exact_seconds: float | None, found_seconds: float | None) -> bool:
