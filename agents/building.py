@@ -17,7 +17,8 @@ from schemas.journey import Journey, journey_json, parse_journey
 from schemas.recalculation import CANCELLED, FAILED
 from schemas.recalculation import LIVE as SWITCHED
 from state import records
-from state.decision import Batch, Decision
+from state.batch import Batch
+from state.decision import Decision
 from state.ledger import prefix_end
 from state.views import INDEX, TOTAL, Source, View, Views, view_id
 

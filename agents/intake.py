@@ -59,7 +59,7 @@ def loops() -> None:  # until they are ready every activity is decoded
 
 
 def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int, few: int = 0) -> Taken:
-    """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused. *few*: see `state.decision.FEW`."""
+    """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused. *few*: see `state.plain.FEW`."""
     if len(records) < few:
         return _one_by_one(records, matcher, now_ms, ahead_ms)
     refused: list[tuple[Record, Refused]] = []

@@ -24,10 +24,12 @@ from schemas.journey import Journey
 from state import records
 from state.announcement import doubted
 from state.arrivals import hits_alone, join_of
-from state.decision import FEW, Batch, Decision
+from state.batch import Batch
+from state.decision import Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
 from state.messages import Message
+from state.plain import FEW
 from state.recalculation import Table
 from state.totals import Cell
 from state.views import TOTAL, Views, cell_key, cell_value, split_cell
@@ -63,7 +65,7 @@ class Context:
     catalog: dict[str, Journey]
     recalculations: Table = field(default_factory=Table)
     common: Callable[[str], tuple[int, int] | None] = lambda journey: None  # the newest of its views that all partitions have
-    few: int = FEW  # see `state.decision.FEW`
+    few: int = FEW  # see `state.plain.FEW`
     chunk_records: int = 2000  # of one decision: bounds how long the loop is blocked
     step_done: Callable[[str, int], None] | None = None
     reflected: Callable[[str, int], int | None] = lambda topic, partition: (

@@ -13,7 +13,8 @@ import msgspec
 
 from state import joining, records
 from state.announcement import perhaps_said
-from state.decision import Batch, Decision
+from state.batch import Batch
+from state.decision import Decision
 from state.messages import Join
 
 from . import intake, metrics

@@ -1,4 +1,4 @@
-"""Onward: holders without identity who reached further stages, many at once: what that announces, indexes and counts. Pure; `Batch._moved` in bulk.
+"""Onward: holders without identity who reached further stages, many at once: what that announces, indexes and counts. Pure; `Decision.moved` in bulk.
 
 Nearly all that moves moves so. What stood before stands, so that only the further stages are looked at, and these in columns.
 """

@@ -21,7 +21,7 @@ from schemas.hashing import h8
 from schemas.journey import parse_journey
 from schemas.recalculation import decode
 from state import bulk
-from state.decision import Batch
+from state.batch import Batch
 from state.evidence import hit
 from state.matching import Matcher
 from state.messages import Join, Unite

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from schemas.journey import Condition, Journey, Stage
 from schemas.rules import PerformedActivity, Rule, rule_key
-from state import bulk, decision, records
+from state import bulk, plain, records
 from state.arrivals import Arrivals, hits_alone, join_of, packed
+from state.batch import Batch
 from state.bulk import Plan
-from state.decision import Batch, Decision
+from state.decision import Decision
 from state.evidence import LIMIT_HITS, Evidence, hit
 from state.identity import Identity, Merge, Profile
 from state.kernel import JOINED, LEFT, SAME
@@ -207,7 +208,7 @@ def test_both_ways_scan_the_same(made: list[Any], people: list[Any], room: int) 
             views += [*earlier, view]
             built.append(view)
         batch = Batch(Views(views), known.get, lambda contact: contact != "elsewhere", few=few)
-        with patch.object(decision, "BULK_STAGES", room):
+        with patch.object(plain, "BULK_STAGES", room):
             changed = batch.scan(built, [f"c{n}".encode() for n in range(len(people))])
         decisions.append((batch.decide(), changed))
     (compiled, some), (written, same) = decisions

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-import state.decision
 import state.identity
 import state.progress
 import state.recalculation
@@ -20,7 +19,8 @@ from agents.partition import Partition
 from agents.pipeline import Pipeline, Work
 from agents.succession import Succession
 from schemas.recalculation import FILLING, WorkerReport
-from state.decision import Batch
+from state.batch import Batch
+from state.decision import Decision
 from state.evidence import Evidence
 from state.identity import Identity
 from state.messages import Join, Unite
@@ -299,12 +299,12 @@ def all_takes_the_earliest() -> Iterator[None]:
 
 @mutation
 def contribution_of_the_old_groups_stays() -> Iterator[None]:
-    original = Batch._place
+    original = Decision.place
 
-    def place(self: Batch, view: Any, holder: str, at: Any, count: int) -> None:
-        original(self, view, holder, at if count > 0 else (at[0], (), *at[2:]), count)
+    def place(self: Decision, view: Any, holder: str, at: Any, count: int, since: int = 0) -> None:
+        original(self, view, holder, at if count > 0 else (at[0], (), *at[2:]), count, since)
 
-    with patch.object(Batch, "_place", place):
+    with patch.object(Decision, "place", place):
         yield
 
 

@@ -12,8 +12,8 @@ from agents import intake
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import parse_journey
 from state import bulk, joining
-from state.decision import FEW
 from state.matching import Matcher
+from state.plain import FEW
 from state.progress import rules_of
 from state.recalculation import by_key
 from streams import blocks

@@ -1,0 +1,375 @@
+"""Batch: decides what a batch of one partition comes to (design, section 6). Pure; reads records through a function it is given.
+
+A batch is filled with what arrived (`activities`, `deliver`, `gather`, `scan`, `restore`) and closed with `decide()`, whose `Decision` says
+everything that has to be done: changes, handoffs, records to the changelog, then records, index and totals to RocksDB, in this order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from . import records
+from .announcement import anything, differences, farewell, part_said, predecessors_said, said_of, spoken_before
+from .arrivals import Arrivals, Fact, join_of
+from .decision import Decision
+from .evidence import Evidence, moment_ms
+from .identity import Identity, Merge, place
+from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Part, Unite
+from .person import Person, Shown
+from .plain import FEW, Plain
+from .views import View, Views
+
+MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
+
+
+class Batch:
+    """Everything that one batch does to one partition.
+
+    *load* returns a record by its key (see `records`), *is_here* says whether a contact belongs to this partition. *silent*: announce nothing.
+    *few*: see `plain.FEW`.
+    """
+
+    def __init__(
+        self,
+        views: Views,
+        load: Callable[[bytes], bytes | None],
+        is_here: Callable[[str], bool],
+        max_merges: int = MAX_MERGES,
+        silent: bool = False,
+        few: int = FEW,
+    ) -> None:
+        self._silent = silent
+        self._views = views
+        self._load = load
+        self._is_here = is_here
+        self._max_merges = max_merges
+        self._persons: dict[str, Person] = {}
+        self._queue: deque[Message] = deque()
+        self._decision = Decision({}, [], [], [], {}, {})
+        self._plain = Plain(views, load, self._decision, few)
+
+    # ------------------------------------------------------------------ arrivals
+
+    def activities(self, arrived: Arrivals) -> None:
+        """Hits of contacts of this partition."""
+        untouched = not self._decision.records and not self._persons
+        if untouched and self._plain.worth(len(arrived)) and self._views.settled():
+            forwarded: dict[bytes, list[tuple[Fact, bytes]]] = {}  # by aliases, to contacts of this partition
+            for number, record in self._plain.join(arrived):
+                pointer = None if record is None else records.pointer_of(record)
+                if pointer is None:
+                    self._single(arrived, number, record)
+                elif self._is_here(pointer):
+                    forwarded.setdefault(pointer.encode(), []).extend(arrived.with_ids(number))
+                else:
+                    self._decision.handoffs.append(join_of(pointer, arrived.of(number), arrived.ids_of(number)))
+            worked_on = {person.key for person in self._persons.values()}
+            arrived = Arrivals.of_lists({contact: forwarded.pop(contact) for contact in sorted(forwarded.keys() - worked_on)})
+            for number, record in self._plain.join(arrived):
+                self._single(arrived, number, record)
+            arrived = Arrivals.of_lists(forwarded)
+        for number, key in enumerate(arrived.keys):
+            self._single(arrived, number, self._load(key))
+        self._drain()
+
+    def _single(self, arrived: Arrivals, number: int, record: bytes | None) -> None:
+        """Hits of one contact."""
+        contact = arrived.contact(number)
+        if (record is None or records.is_plain(record)) and arrived.keys[number] not in self._decision.records and contact not in self._persons:
+            self._plain.join_one(arrived, number, record)
+        else:
+            self._one(contact, arrived.of(number), arrived.ids_of(number))
+
+    def _one(self, contact: str, facts: Sequence[Fact], ids: Sequence[str]) -> None:
+        """Hits of anybody. *ids*: of the activity behind each."""
+        person = self._persons.get(contact) or self._person(contact)
+        if person.pointer is not None:
+            self._send(join_of(person.pointer, facts, ids))
+            return
+        erased_at_ms = person.head[2]
+        for (rule, hit), id_ in zip(facts, ids, strict=True):
+            if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
+                continue
+            if person.evidence.add(rule, hit):
+                person.rules.add(rule)
+                person.ids[hit] = id_
+                if person.cause == ACTIVITY:
+                    person.cause_id = id_
+
+    def gather(self, messages: Sequence[Message]) -> None:
+        """Messages of rebuilt evidence."""
+        for message in self._plain.gather(messages, self._persons):
+            if message.to in self._persons or not self._plain.gather_one(message):
+                self.deliver(message)
+
+    def deliver(self, message: Message) -> None:
+        """A message for a contact of this partition; what it sends on within the partition is handled at once."""
+        self._queue.append(message)
+        self._drain()
+
+    def _drain(self) -> None:
+        while self._queue:
+            message = self._queue.popleft()
+            person = self._persons.get(message.to) or self._person(message.to)
+            if person.pointer is not None:
+                self._send(message._replace(to=person.pointer))
+            elif isinstance(message, Join):
+                self._join(person, message)
+            else:
+                self._unite(person, message)
+
+    def scan(self, views: Sequence[View], holders: Sequence[bytes]) -> Counter[bytes]:
+        """Takes *holders* (contacts as bytes; aliases are passed over) into *views*, which are being built, and announces how they stand against
+        what was said before.
+
+        Returns, by view id, how many contacts stand elsewhere than the same version said; each counts once, at the first of the views. The caller
+        moves the views' cursor past them afterwards. Nothing else may be in the same batch.
+        """
+        speaking = {view.id: view.cause for view in views if view.speaks and not view.told and not self._silent}
+        changed: Counter[bytes] = Counter()
+        for contact in self._plain.scan(views, speaking, holders) if self._plain.worth(len(holders)) else holders:
+            person = self._person(contact.decode())
+            if person.pointer is not None:
+                continue
+            name, groups, _ = person.head
+            evidence, counted = person.evidence, False
+            for view in views:
+                after = view.project(evidence.hits)
+                cause = speaking.get(view.id)
+                if cause is not None:
+                    spoken = predecessors_said(view, name, evidence.hits)
+                    because = view.source.recalculation if cause == RECALCULATION else None
+                    said = differences(view, spoken, name, after, cause, because, {})
+                    if said:
+                        self._decision.changes.extend(said)
+                        if cause == RECALCULATION and not counted:
+                            counted = True
+                            changed[view.id] += 1
+                marked = bool(evidence.marked and evidence.marked & view.rules)
+                self._decision.place(view, person.contact, (name, groups, after, marked), 1)
+        return changed
+
+    def restore(self, changed: Mapping[str, tuple[bytes | None, bytes | None]]) -> None:
+        """Takes over records as the changelog has them: contact -> (evidence record, identity record). For silent batches: views follow."""
+        for contact, (evidence, identity) in changed.items():
+            person = self._person(contact)
+            pointer = None if evidence is None else records.pointer_of(evidence)
+            if pointer is not None:
+                if person.shown is not None:
+                    self._withdraw(person, person.shown)
+                person.pointer, person.shown = pointer, None
+                continue
+            if person.pointer is not None:
+                continue
+            person.evidence, has_identity = Evidence(), False
+            if evidence is not None:
+                person.evidence, has_identity = records.decode_evidence(evidence)
+            # an identity counts once the evidence beside it says that it is there: the changelog may have ended between the two
+            person.raw_identity, person.identity, person.head = (
+                identity if has_identity else None,
+                None,
+                (contact, (), None),
+            )
+            if person.raw_identity is not None:
+                person.head = records.decode_head(person.raw_identity)
+                if person.head[2] is not None:
+                    person.evidence.forget(person.head[2])
+            person.renamed = True
+
+    # ------------------------------------------------------------------ messages
+
+    def _person(self, contact: str) -> Person:
+        person = self._persons.get(contact)
+        if person is not None:
+            return person
+        person = self._persons[contact] = Person(contact)
+        key = records.EVIDENCE + person.key
+        record = self._decision.records[key] if key in self._decision.records else self._load(key)
+        if record is not None:
+            person.pointer = records.pointer_of(record)
+            if person.pointer is not None:
+                person.was_holder = False
+                return person
+            person.evidence, has_identity = records.decode_evidence(record)
+            if has_identity:
+                person.raw_identity = self._load(records.IDENTITY + person.key)
+                # in a compacted changelog the tombstone of an identity may come before the alias that is its reason, when that was said again
+                assert person.raw_identity is not None or self._silent, f"{contact}: the evidence says that there is an identity"
+            if person.raw_identity is not None:
+                person.head = records.decode_head(person.raw_identity)
+                if person.head[2] is not None:
+                    person.evidence.forget(person.head[2])
+        self._show(person)
+        return person
+
+    @staticmethod
+    def _show(person: Person) -> None:
+        name, groups, _ = person.head
+        person.shown = Shown(name, groups, dict(person.evidence.hits), person.evidence.marked)
+
+    def _send(self, message: Message) -> None:
+        if self._is_here(message.to):
+            self._queue.append(message)
+        else:
+            self._decision.handoffs.append(message)
+
+    def _join(self, person: Person, message: Join) -> None:
+        evidence = person.evidence
+        if message.again:
+            person.again = True
+            person.perhaps.update(message.said)
+        for rule, blob in message.hits.items():
+            if evidence.add(rule, blob):
+                person.rules.add(rule)
+        if message.marked - evidence.marked:
+            evidence.marked |= message.marked
+            person.renamed = True
+        if message.members or message.merges or message.profiles or message.erased_at_ms is not None:
+            identity = person.whole()
+            changed = identity.join(message.members, message.merges, dict(message.profiles), message.erased_at_ms)
+            if changed:
+                person.renamed = True
+                person.head = identity.name, identity.groups, identity.erased_at_ms
+        if person.head[2] is not None and evidence.forget(person.head[2]):
+            person.renamed = True
+        person.ids.update(message.ids)
+        if message.cause != ACTIVITY:
+            person.cause, person.cause_id = message.cause, message.cause_id
+        elif person.cause == ACTIVITY and message.hits:
+            person.cause_id = message.cause_id
+        if message.part is not None:
+            person.parts.append(Part(message.part, message.hits, message.said))
+            person.renamed = True
+
+    def _unite(self, person: Person, message: Unite) -> None:
+        identity = person.whole()
+        new = [merge for merge in message.merges if merge not in identity.merges]
+        if new and len(identity.merges) + len(new) > self._max_merges:
+            assert message.origin is not None, "only a unite that carries a merge record brings a new merge"
+            reason = f"the person of {new[0].from_} has {len(identity.merges)} merges already; the limit is {self._max_merges}"
+            self._decision.refused.append((message.origin, reason))
+            return
+        person.cause, person.cause_id = MERGE, message.cause_id
+        if message.other == person.contact:
+            self._join_merges(person, identity, new)
+        elif place(message.other) < place(person.contact):
+            self._flush(person)
+            self._show(person)
+            identity.join(merges=new)
+            self._hand_over(person, identity, message)
+        else:
+            self._join_merges(person, identity, new)
+            self._send(Unite(message.other, person.contact, cause_id=message.cause_id))
+
+    @staticmethod
+    def _join_merges(person: Person, identity: Identity, merges: Iterable[Merge]) -> None:
+        if identity.join(merges=merges):
+            person.renamed = True
+            person.head = identity.name, identity.groups, identity.erased_at_ms
+
+    def _hand_over(self, person: Person, identity: Identity, message: Unite) -> None:
+        """Sends everything to the other and becomes its alias. What was visible goes from here without a word; the other will speak of it."""
+        shown, to = person.shown, message.other
+        assert shown is not None, "a holder is visible"
+        self._withdraw(person, shown)
+        self._send(
+            Join(
+                to, person.evidence.hits, person.evidence.marked, tuple(sorted(identity.members)), tuple(sorted(identity.merges)),
+                identity.profiles, identity.erased_at_ms, MERGE, message.cause_id, part=shown.name,
+                said=said_of(self._views.all, person.key, shown.hits),
+            )
+        )  # fmt: skip
+        person.pointer, person.shown = to, None
+
+    # ------------------------------------------------------------------ outcome
+
+    def decide(self) -> Decision:
+        """Everything the batch comes to. The batch must not be used after."""
+        self._drain()
+        for person in self._persons.values():
+            if person.pointer is None:
+                self._flush(person)
+        # The changelog may end anywhere in what we write. An alias comes behind the holder that took its evidence over in the same batch, and its
+        # own identity goes last: otherwise evidence would be with nobody, or a holder without its identity.
+        written = self._decision.records
+        for person in self._persons.values():
+            if person.pointer is not None and person.was_holder:
+                evidence_key, identity_key = records.EVIDENCE + person.key, records.IDENTITY + person.key
+                written.pop(evidence_key, None)
+                written.pop(identity_key, None)
+                written[evidence_key] = records.encode_alias(person.pointer)
+                if person.raw_identity is not None:
+                    written[identity_key] = None
+        return self._decision
+
+    def _flush(self, person: Person) -> None:
+        """Writes what changed of *person* and brings views and announcements to where it stands now."""
+        if not person.rules and not person.renamed and not person.again:
+            return
+        shown, evidence = person.shown, person.evidence
+        assert shown is not None, "a holder is visible"
+        name, groups, _ = person.head
+        hits = evidence.hits
+        if not person.renamed and not person.again:
+            concerned = self._views.concerned(person.rules)
+        else:
+            parts = {rule for part in person.parts for rule in part.hits}
+            concerned = self._views.concerned({*hits, *shown.hits, *parts})
+        for part in person.parts:
+            # of journeys that nobody here speaks of, the name that stays is left as well: who learns of them says what is true then
+            here = self._views.speaking if part.name == name else {}
+            concerned += [view for journey, view in here.items() if journey in part.said and view not in concerned]
+            self._decision.changes.extend(farewell(part, here, person.cause, person.cause_id))
+        names: set[str] = set()
+        if person.again:
+            names = {name, *(person.whole().members if person.has_identity() else (person.contact,))}
+            here = self._views.speaking
+            concerned += [view for journey, view in here.items() if journey in person.perhaps and view not in concerned]
+            for who in sorted(names) if person.perhaps else ():
+                gone = farewell(Part(who, {}, person.perhaps), here, person.cause, person.cause_id)
+                self._decision.changes.extend(gone)
+        for view in concerned:
+            after = view.project(hits)
+            before = view.project(shown.hits)
+            if view.speaks and not self._silent:
+                spoken, furthest = spoken_before(view, person.key, shown.name, shown.hits), 0
+                for part in person.parts:
+                    if part.name == name:
+                        said, stages = part_said(view, part)
+                        spoken.append(said)
+                        furthest = max(furthest, stages)
+                if names:
+                    unknown, stages = anything(view, names)
+                    perhaps = person.perhaps.get(view.journey.id)
+                    spoken += unknown
+                    furthest = max(furthest, stages, len(perhaps.stages) if perhaps is not None else 0)
+                self._decision.changes.extend(
+                    differences(view, spoken, name, after, person.cause, person.cause_id, person.ids, furthest)
+                )
+            if view.includes(person.key):
+                was = shown.name, shown.groups, before, bool(shown.marked & view.rules)
+                now = name, groups, after, bool(evidence.marked & view.rules)
+                if was != now:
+                    self._decision.place(view, person.contact, was, -1)
+                    self._decision.place(view, person.contact, now, 1)
+        if person.rules or person.renamed:
+            self._write(person)
+        person.rules, person.renamed, person.parts, person.again, person.perhaps = set(), False, [], False, {}
+
+    def _write(self, person: Person) -> None:
+        written, key, has_identity = self._decision.records, records.EVIDENCE + person.key, person.has_identity()
+        if person.renamed and has_identity:  # before the evidence that says there is one
+            record = records.encode_identity(person.whole())
+            if record != person.raw_identity:
+                written[records.IDENTITY + person.key] = person.raw_identity = record
+                written.pop(key, None)  # its hits may have been written before
+        written[key] = records.encode_evidence(person.evidence, has_identity)
+
+    def _withdraw(self, person: Person, shown: Shown) -> None:
+        for view in self._views.concerned(shown.hits):
+            if view.includes(person.key):
+                before = view.project(shown.hits)
+                self._decision.place(
+                    view, person.contact, (shown.name, shown.groups, before, bool(shown.marked & view.rules)), -1
+                )
