@@ -40,8 +40,8 @@ def state(group: Group, id_: str) -> str:
     return str(group.http.get(f"/api/recalculations/{id_}").json()["state"])
 
 
-def ended(group: Group, id_: str, seconds: float = 120.0) -> dict[str, Any]:
-    group.until(lambda: state(group, id_) in OVER, seconds, f"for {id_} to end")
+def ended(group: Group, id_: str) -> dict[str, Any]:
+    group.until(lambda: state(group, id_) in OVER, f"for {id_} to end")
     return dict(group.http.get(f"/api/recalculations/{id_}").json())
 
 
@@ -126,7 +126,7 @@ def test_a_directory_with_hits_lost_and_hits_made_up_is_found_and_mended(told: G
 
 
 def differences(group: Group) -> list[Any]:
-    return list(check.run(group.settings, Client(f"http://127.0.0.1:{group.port}"), (), 60.0, lambda *_: None).differences)
+    return list(check.run(group.settings, Client(f"http://127.0.0.1:{group.port}"), (), PATIENCE_SECONDS, lambda *_: None).differences)
 
 
 def damage(path: Path, seed: int) -> int:
