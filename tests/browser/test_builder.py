@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.contracts.test_api import journey, put, send, visit
 from tests.support.running import Waypost, started
@@ -148,6 +148,30 @@ def test_stages_rules_and_groups_move_by_keyboard_and_by_mouse(page: Page, waypo
     page.locator("#at-stages-0-condition-any-1-all-0-grip").focus()
     page.keyboard.press("Alt+ArrowLeft")
     expect(page.locator("#at-stages-0-condition-any-2")).to_contain_text("Became a member")
+
+
+def test_nothing_is_done_to_a_stage_where_it_stood_before(page: Page, waypost: Waypost) -> None:
+    """Until the page shows what moved, its buttons are those of the places before."""
+    put(waypost, journey("quick", "a", "b"))
+    page.goto("/builder?id=quick")
+    names = page.locator("#stage-cards .w5")
+    expect(names).to_have_text(["a", "b"])
+    held: list[Route] = []
+    page.route("**/builder/show", lambda route: held.append(route))  # noqa: PLW0108
+    page.locator("#grip-0").press("Alt+ArrowDown")
+    page.get_by_role("button", name="+ Add group").dispatch_event("click")
+    page.locator("#grip-0").press("Alt+ArrowDown")
+    while not held:
+        page.wait_for_timeout(20)
+    for route in held:
+        route.continue_()
+    page.unroute("**/builder/show")
+    expect(names).to_have_text(["b", "a"])
+    expect(page.locator("#grip-1")).to_be_focused()
+    kept = page.evaluate("JSON.parse(localStorage.getItem('waypost-draft:quick')).draft")
+    assert [len(stage["condition"]["any"]) for stage in kept["stages"]] == [1, 1]
+    page.get_by_role("button", name="+ Add group").click()
+    expect(page.locator("#at-stages-1-condition-any-1-rule")).to_be_focused()
 
 
 def test_a_draft_outlives_its_page_and_is_discarded_or_taken_back(page: Page, waypost: Waypost) -> None:

@@ -49,6 +49,7 @@
     if (!answer?.ok) { away(true); timer = setTimeout(() => show(focus), 1500); return; }
     away(false);
     await htmx.swap({ text: await answer.text(), target: editor, sourceElement: editor, swap: "innerMorph" });
+    if (turn === asked) editor.classList.remove("stale");
     for (const field of editor.querySelectorAll("input[data-set],textarea[data-set],select[data-set]")) { // what is typed in wins over what is shown
       if (field !== document.activeElement) fill(field);
     }
@@ -56,6 +57,11 @@
     arrange();
     if (focus) byId(focus)?.focus();
   };
+  const redraw = (focus) => { // things have other places now: until the page shows them there, nothing is done to what it still shows
+    editor.classList.add("stale");
+    return show(focus);
+  };
+  const stale = (element) => editor.classList.contains("stale") && editor.contains(element);
   const away = (yes) => {
     const lost = byId("lost");
     lost.textContent = yes ? "Connection lost. Your draft is kept in this browser; this page goes on by itself." : "";
@@ -116,7 +122,7 @@
   // ---------------------------------------------------------------- moving things
   const stageLimit = () => draft.stages.length >= 10;
   const move = (from, to) => { // from an address of a member to [list, place]
-    if (get(from) === undefined) return null; // the page still shows what is gone
+    if (get(from) === undefined) return null; // a drag may outlast what it took hold of
     const [source, at] = split(from), [target, place] = to, taken = list(source).splice(at, 1)[0];
     let there = target;
     if (target.startsWith(from)) { list(source).splice(at, 0, taken); return null; } // not into itself
@@ -133,7 +139,7 @@
       sorted.add(cards);
       Sortable.create(cards, { handle: ".grip", forceFallback: true, animation: 120, onEnd: ({ oldIndex, newIndex }) => {
         if (oldIndex !== newIndex) { move(`stages[${oldIndex}]`, ["stages", newIndex]); selected = newIndex; }
-        show();
+        redraw();
       } });
     }
     for (const members of editor.querySelectorAll(".members")) {
@@ -143,7 +149,7 @@
         const address = item.dataset.member, target = to.dataset.listAt;
         from.insertBefore(item, from.children[oldIndex] ?? null); // the page is drawn from the draft
         if (from !== to || oldIndex !== newIndex) move(address, [target, newIndex]);
-        show();
+        redraw();
       } });
     }
   };
@@ -152,6 +158,7 @@
     const grip = event.target.closest?.("[data-grip]");
     if (!grip || !event.altKey || !["ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight"].includes(event.key)) return;
     event.preventDefault();
+    if (stale(grip)) return;
     const from = grip.dataset.grip, [source, at] = split(from), by = event.key === "ArrowUp" ? -1 : 1;
     if (event.key === "ArrowUp" || event.key === "ArrowDown") {
       if (at + by < 0 || at + by >= list(source).length) { say("It cannot go further"); return; }
@@ -159,10 +166,10 @@
       if (source === "stages") {
         selected = at + by;
         say(`Stage ${at + 1} moved to ${at + by + 1} of ${draft.stages.length}`);
-        show(`grip-${at + by}`);
+        redraw(`grip-${at + by}`);
       } else {
         say(`Moved to ${at + by + 1} of ${list(source).length}`);
-        show(`${anchor(`${source}[${at + by}]`)}-grip`);
+        redraw(`${anchor(`${source}[${at + by}]`)}-grip`);
       }
     } else if (source !== "stages") { // out of its group, or into the group before it
       let to = null;
@@ -175,7 +182,7 @@
       }
       const place = to && move(from, to);
       say(place ? "Moved to another group" : "There is no group there");
-      if (place) show(`${anchor(place)}-grip`);
+      if (place) redraw(`${anchor(place)}-grip`);
     }
   });
 
@@ -185,32 +192,32 @@
       if (stageLimit()) return;
       draft.stages.push({ name: "", condition: { any: [] } });
       selected = draft.stages.length - 1;
-      show(`at-stages-${selected}-name`);
+      redraw(`at-stages-${selected}-name`);
     },
-    select: ({ stage }) => { selected = Number(stage); show(`stage-${stage}`); },
+    select: ({ stage }) => { selected = Number(stage); redraw(`stage-${stage}`); },
     duplicate: ({ at }) => {
       if (stageLimit()) return;
       const [, place] = split(at), copy = structuredClone(get(at));
       copy.name = `${copy.name ?? ""} (copy)`;
       draft.stages.splice(place + 1, 0, copy);
       selected = place + 1;
-      show(`at-stages-${selected}-name`);
+      redraw(`at-stages-${selected}-name`);
     },
     remove: ({ at }) => {
       const [source, place] = split(at);
       list(source).splice(place, 1);
-      if (source === "stages") { selected = Math.max(0, Math.min(selected, draft.stages.length - 1)); show("add-stage"); }
-      else show(`${anchor(source.slice(0, source.lastIndexOf(".")))}-rule`);
+      if (source === "stages") { selected = Math.max(0, Math.min(selected, draft.stages.length - 1)); redraw("add-stage"); }
+      else redraw(`${anchor(source.slice(0, source.lastIndexOf(".")))}-rule`);
     },
     op: ({ at, op }) => {
       const now = get(at) ?? {}, members = now.any ?? now.all ?? [];
       set(at, { [op]: members });
-      show(`${anchor(at)}-${op}`);
+      redraw(`${anchor(at)}-${op}`);
     },
-    "add-group": ({ at }) => { list(at).push({ any: [] }); show(`${anchor(`${at}[${list(at).length - 1}]`)}-rule`); },
+    "add-group": ({ at }) => { list(at).push({ any: [] }); redraw(`${anchor(`${at}[${list(at).length - 1}]`)}-rule`); },
     pick: ({ at }, button) => openPicker(at, button),
     goto: async ({ anchor: id, stage }) => {
-      if (stage !== undefined) { selected = Number(stage); await show(); }
+      if (stage !== undefined) { selected = Number(stage); await redraw(); }
       const found = byId(id) ?? byId(`${id}-rule`);
       (found?.matches("input,select,textarea,button") ? found : found?.querySelector("input,select,textarea,button"))?.focus();
     },
@@ -219,9 +226,9 @@
       draft = structuredClone(given.draft); base = given.version; selected = 0; given.changed = false;
       byId("undo").hidden = false;
       setTimeout(() => { byId("undo").hidden = true; before = null; }, 10000);
-      show("save");
+      redraw("save");
     },
-    undo: () => { if (before) ({ draft, base, selected } = before); byId("undo").hidden = true; show("save"); },
+    undo: () => { if (before) ({ draft, base, selected } = before); byId("undo").hidden = true; redraw("save"); },
     review: () => { byId("compared-body").replaceChildren(byId("review-body").content.cloneNode(true)); byId("compared").showModal(); },
     compare: async ({ version }) => {
       const answer = await fetch(`/builder/compare?${new URLSearchParams({ id: given.id, version })}`, {
@@ -238,7 +245,7 @@
       draft = { id, name, scheduled_recalculation, stages };
       selected = 0;
       say(`Version ${version} is the draft now`);
-      show("save");
+      redraw("save");
     },
     "on-top": ({ version }) => { base = Number(version); save(); },
     "take-theirs": () => { localStorage.removeItem(KEY); location.reload(); },
@@ -246,9 +253,8 @@
   };
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-do]");
-    if (!button || button.disabled) return;
+    if (!button || button.disabled || stale(button)) return;
     const { do: what, at } = button.dataset;
-    if ((what === "remove" || what === "duplicate") && get(at) === undefined) return; // the page still shows what is gone
     doing[what](button.dataset, button);
   });
   const problem = (text) => { const place = byId("error"); place.textContent = text; place.hidden = !text; };
