@@ -333,7 +333,7 @@ class Ground:
 
     def play(self, worker: Worker) -> Run:
         """Waits until *worker* is through with everything that was loaded, and with what it handed over to itself."""
-        total, started = self.expected.activities, time.monotonic()
+        total, started, cpu_started = self.expected.activities, time.monotonic(), worker.cpu_seconds()
         while not worker.partitions():  # imports, connections
             if time.monotonic() - started > PATIENCE_SECONDS:
                 raise WrongAnswer(f"{self.name}: the worker does not answer; see {self.directory / 'worker.log'}")
@@ -360,6 +360,8 @@ class Ground:
             samples.append((time.monotonic() - started, total, worker.cpu_seconds()))
         self.played = True
         (began, _, cpu_before), (ended, _, cpu_after) = samples[0], samples[-1]
+        if cpu_after == cpu_before:  # so little that it was through when it was looked at first: with its start
+            began, cpu_before = 0.0, cpu_started
         return Run(total, ended - began, cpu_after - cpu_before, worker.peak_mib(), samples)
 
     # ---------------------------------------------------------------- the judge
