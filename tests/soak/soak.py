@@ -78,7 +78,7 @@ class Load(threading.Thread):
         at_ms = BASE_MS + number * 10 - int(r.random() ** 8 * 86_400_000)
         kind = r.random()
         if kind < 0.02:
-            into = f"s{int(r.random() * CONTACTS)}"
+            into = f"s{int(contact[1:]) // 10 * 10 + int(r.random() * 10)}"  # of the same ten: else all were one person in the end
             if into == contact:
                 return
             source, said = "contact-merges", {"from": contact, "into": into, "at": at_ms}
