@@ -273,8 +273,6 @@ def test_the_catalogue_tells_what_the_builder_needs():
 SHOP = '''
 from schemas.rules import Contains, Equals, Rule
 
-from tests.support import PATIENCE_SECONDS
-
 class ViewedProduct(Rule):
     name = "viewed_product"
     category = "Shop"
