@@ -185,7 +185,7 @@ class Batch:
             return person
         person = self._persons[contact] = Person(contact)
         key = records.EVIDENCE + person.key
-        record = self._decision.records[key] if key in self._decision.records else self._load(key)
+        record = self._plain.record(key)
         if record is not None:
             person.pointer = records.pointer_of(record)
             if person.pointer is not None:

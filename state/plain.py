@@ -34,16 +34,18 @@ class Plain:
         """Whether compiled code is worth it for so many, and there."""
         return count >= self._few and bulk.loops.ready
 
+    def record(self, key: bytes) -> bytes | None:
+        """A record as the batch leaves it so far."""
+        written = self._decision.records
+        return written[key] if key in written else self._load(key)
+
     def join(self, arrived: Arrivals) -> list[tuple[int, bytes | None]]:
         """Hits of many contacts, by compiled code; returns those that it leaves, by number, with their records. None of them may be among those that
         the batch works on already."""
         if not arrived:
             return []
         plan, done = self._plan(), self._decision
-        if done.records:
-            known = [done.records[key] if key in done.records else self._load(key) for key in arrived.keys]
-        else:
-            known = list(map(self._load, arrived.keys))
+        known = list(map(self.record if done.records else self._load, arrived.keys))
         heads = self._heads(arrived, known)
         states, made, onward, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends, heads.keys())
         joined = states == kernel.JOINED
@@ -144,13 +146,13 @@ class Plain:
         """The same of one contact that the batch does not work on; whether there was nothing but that to it."""
         if not isinstance(message, Join) or self._views.concerned(message.hits):
             return False
-        key, written = records.EVIDENCE + message.to.encode(), self._decision.records
-        record = written[key] if key in written else self._load(key)
+        key = records.EVIDENCE + message.to.encode()
+        record = self.record(key)
         if not (record is None or records.is_plain(record)):
             return False
         evidence = Evidence() if record is None else records.decode_evidence(record)[0]
         if evidence.join(message.hits, message.marked):
-            written[key] = records.encode_evidence(evidence, False)
+            self._decision.records[key] = records.encode_evidence(evidence, False)
         return True
 
     def scan(self, views: Sequence[View], speaking: Container[bytes], holders: Sequence[bytes]) -> list[bytes]:
