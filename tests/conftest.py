@@ -27,8 +27,8 @@ os.environ.pop("COLUMNS", None)  # a worker of pytest-xdist has 80, and what com
 
 WAITING = ("broker", "soak")
 """Their tests wait most of the time, for sessions that end and workers that come back: three processes share them, in parts that take as long."""
-PARTS = (("test_kills.py", "test_recalculation.py", "test_transport.py"), ("test_faults.py", "test_table.py"))
-"""What is in neither is the third."""
+PARTS = {"test_kills.py": 1, "test_recalculation.py": 1, "test_transport.py": 1, "test_faults.py": 2, "test_table.py": 2}
+"""All others are the third."""
 BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 
@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             room, module = nodeid.split("::", maxsplit=1)[0].split("/")[1:3]
             if room in WAITING:
-                return f"waiting, part {[module in part for part in (*PARTS, (module,))].index(True)}"
+                return f"waiting, part {PARTS.get(module, 3)}"
             return nodeid if room not in BUSY else f"{room}/{module}" if room == "contracts" else room
 
     config.option.loadscopereorder = False  # in the order in which they are collected

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE_SECONDS
+from tests.support import PATIENCE_SECONDS, eventually
 from tests.support.counting import CHANGELOG
 from tests.support.kafka import KafkaBroker
 from tests.support.workers import (
@@ -18,7 +18,6 @@ from tests.support.workers import (
     Feed,
     changelog_counts,
     ends,
-    eventually,
     make_topics,
     reflects,
 )

@@ -24,8 +24,9 @@ from streams.partitioner import partition_of
 from streams.seam import Fenced
 from streams.transport import HELD_CHUNKS
 from tests.conftest import Broker
+from tests.support import PATIENCE_SECONDS, eventually, until
 from tests.support.counting import CHANGELOG, SOURCES, Counting, make
-from tests.support.workers import PATIENCE_SECONDS, CountingWorker, Feed, ends, eventually, make_topics
+from tests.support.workers import CountingWorker, Feed, ends, make_topics
 
 
 class Collecting(Counting):
@@ -60,12 +61,6 @@ async def running(bootstrap: str, prefix: str, data_dir: Path, hold: bool = Fals
     finally:
         stop.set()
         await task
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 async def write(bootstrap: str, topic: str, values: list[bytes], partition: int = 0, **options: Any) -> None:

@@ -14,7 +14,7 @@ from streams.reader import ReaderError, begin_offsets, broker_kind, end_offsets,
 from streams.replay import read_blocks
 from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
 from streams.topics import Presence, TopicsError, check, names, provision, topic_name
-from tests.support import PATIENCE_SECONDS
+from tests.support import PATIENCE_SECONDS, until
 from tests.support.records import write
 
 
@@ -22,13 +22,6 @@ from tests.support.records import write
 def topics(settings):
     provision(settings)
     return names(settings)
-
-
-async def until(condition):
-    """Waits until *condition()* holds."""
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.05)
 
 
 # ---------------------------------------------------------------- topics

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -19,7 +18,7 @@ from streams.guarded import GuardedProcess
 from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
 from streams.topics import check, names, provision
 from tests.contracts.test_broker import Member, until
-from tests.support import PATIENCE_SECONDS
+from tests.support import eventually
 from tests.support.records import values
 
 
@@ -35,13 +34,6 @@ def gone(pid):
             return stat.read().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
-
-
-def soon(condition):
-    until_s = time.monotonic() + PATIENCE_SECONDS
-    while not condition() and time.monotonic() < until_s:
-        time.sleep(0.02)
-    return condition()
 
 
 # ---------------------------------------------------------------- starting and ending
@@ -91,7 +83,7 @@ def test_it_ends_when_the_command_that_started_it_is_killed(tmp_path):
         pid = int(parent.stdout.readline())
         assert not gone(pid)
         parent.kill()
-    assert soon(lambda: gone(pid))
+    eventually(lambda: gone(pid))
 
 
 def test_an_override_that_leads_nowhere_is_an_error_with_a_way_out(monkeypatch):
@@ -121,11 +113,11 @@ def test_a_binary_that_ends_at_once_is_an_error_that_shows_its_log(monkeypatch, 
 
 def test_a_guarded_process_is_ended_politely_then_by_force(tmp_path):
     polite = GuardedProcess(["sh", "-c", "trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done"], log=tmp_path / "log")
-    assert soon(lambda: "up" in polite.tail())
+    eventually(lambda: "up" in polite.tail())
     polite.stop()
     assert (polite.exit_code, polite.tail().split()) == (7, ["up", "bye"])
     deaf = GuardedProcess(["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.05; done"], log=tmp_path / "log")
-    assert soon(lambda: "deaf" in deaf.tail())
+    eventually(lambda: "deaf" in deaf.tail())
     deaf.stop(timeout_seconds=0.2)
     assert deaf.exit_code == -signal.SIGKILL
     assert deaf.tail() == "deaf", "the log of the one before is not its own"

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.conftest import Broker
-from tests.support import PATIENCE_SECONDS
+from tests.support import PATIENCE_SECONDS, eventually
 from tests.support.running import Waypost, started
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +39,6 @@ def gone(pid: int) -> bool:
         return True
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-def wait_until(there: object) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not there():  # type: ignore[operator]
-        assert time.monotonic() < end, f"not within {PATIENCE_SECONDS:g} s"
-        time.sleep(0.05)
 
 
 def children(pid: int) -> set[int]:
@@ -107,7 +99,7 @@ def test_the_demo_stays_up_and_agrees_with_the_oracle_until_told_to_end(tmp_path
     assert len(below) >= 2
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE_SECONDS) == 0
-    wait_until(lambda: all(gone(child) for child in below))
+    eventually(lambda: all(gone(child) for child in below))
 
 
 @pytest.mark.embedded
@@ -119,7 +111,7 @@ def test_a_killed_up_takes_its_children_with_it(tmp_path: Path) -> None:
     below = children(process.pid)
     process.kill()
     process.wait()
-    wait_until(lambda: all(gone(child) for child in below))
+    eventually(lambda: all(gone(child) for child in below))
 
 
 @pytest.mark.embedded

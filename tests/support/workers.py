@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ def make_topics(bootstrap: str, prefix: str, partitions: int = 4) -> None:
     topics.append(NewTopic(prefix + CHANGELOG, partitions, 1, config={**config, "cleanup.policy": "compact"}))
     for done in admin.create_topics(topics).values():
         done.result()
-
-
-def eventually(holds: Callable[[], bool], what: str = "") -> None:
-    """Waits until *holds*. Fails with *what* after so long that no machine is that slow: how fast it is is for the bench to say."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < until, f"not within {PATIENCE_SECONDS:g} s: {what}"
-        time.sleep(0.05)
 
 
 def ends(bootstrap: str, topic: str, partitions: int = 4) -> dict[int, int]:
