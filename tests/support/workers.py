@@ -15,11 +15,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.brokers import free_port
-from tests.support import PATIENCE_SECONDS
+from tests.support import PATIENCE_SECONDS, eventually
 from tests.support.counting import CHANGELOG, SOURCES, VALUE
 
 INTERNAL_BYTES = 17 << 20
@@ -36,10 +36,20 @@ def make_topics(bootstrap: str, prefix: str, partitions: int = 4) -> None:
 
 
 def ends(bootstrap: str, topic: str, partitions: int = 4) -> dict[int, int]:
-    """The end offset of each partition."""
+    """The end offset of each partition, however long a broker that was just started takes to lead it."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "ends", "isolation.level": "read_uncommitted"})
+    found: dict[int, int] = {}
+
+    def asked() -> bool:
+        try:
+            found.update({p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=5)[1] for p in range(partitions)})
+        except KafkaException:  # "not leader", "no such partition": what each client tries again for, and this call does not
+            return False
+        return True
+
     try:
-        return {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=PATIENCE_SECONDS)[1] for p in range(partitions)}
+        eventually(asked, f"ends of {topic}")
+        return found
     finally:
         consumer.close()
 
