@@ -103,9 +103,7 @@ class Plan:
         n, n_facts = len(old), len(facts)
         may = np.zeros(n, np.uint8)
         may[[*identified]] = 1
-        data = b"".join(old)
-        old_at = np.zeros(n + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, old), np.int64, n), out=old_at[1:])
+        data, old_at = _laid(old)
         fact_at = np.zeros(n + 1, np.int64)
         fact_at[1:] = ends
         new = np.empty(len(data) + n * 4 + n_facts * (10 + HIT_BYTES), np.uint8)
@@ -116,7 +114,7 @@ class Plan:
         most = int(np.diff(fact_at).max()) if n else 0
         taken = np.zeros(n_facts, np.uint8)
         n_moves = kernel.join(
-            np.frombuffer(data, np.uint8), old_at, may, facts, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
+            data, old_at, may, facts, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
             self._op_at, self._stage_at, self._leaves, self._most_stages, most, new, new_at, states, taken,
             moves, stages, met,
         )  # fmt: skip
@@ -142,16 +140,14 @@ class Plan:
         nowhere = np.empty((0, 2), np.uint64)
         if any(-1 in before for before in befores):  # one that is kept no more
             return np.full(n, kernel.LEFT), Onward(np.empty((0, 5), np.int64), nowhere, np.empty(0, np.int64), nowhere)
-        data = b"".join(records)
-        old_at = np.zeros(n + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, records), np.int64, n), out=old_at[1:])
+        data, at = _laid(records)
         before_at = np.cumsum([0, *map(len, befores)], dtype=np.int64)
         before = np.array([one for mine in befores for one in mine], np.int64)
         silent = np.array([one for _, _, one in views], np.uint8)
         states, rows = np.empty(n, np.int64), np.empty((n * len(of), 5), np.int64)
         stages = np.empty((n * int(self.lengths[of].sum()), 2), np.uint64)
         n_rows = kernel.stand(
-            np.frombuffer(data, np.uint8), old_at, of, before_at, before, silent, self._ops, self._rules, self._op_at, self._stage_at,
+            data, at, of, before_at, before, silent, self._ops, self._rules, self._op_at, self._stage_at,
             self._leaves, self._most_stages, states, rows, stages,
         )  # fmt: skip
         return states, Onward(rows[:n_rows], stages, np.empty(0, np.int64), nowhere)
@@ -172,6 +168,13 @@ class Plan:
                 hit += count * HIT_BYTES
             found.append(Move(contact, self.views[view], tuple(both[:n_before]), tuple(both[n_before:])))
         return found
+
+
+def _laid(records: Sequence[bytes]) -> tuple[Array, Array]:
+    """Records one behind the other, uint8, and where each begins, int64; the last number is where all end."""
+    at = np.zeros(len(records) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, records), np.int64, len(records)), out=at[1:])
+    return np.frombuffer(b"".join(records), np.uint8), at
 
 
 def _compile(what: Condition | Rule, keys: Any, ops: list[tuple[int, int]], rules: list[int]) -> int:

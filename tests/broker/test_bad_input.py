@@ -85,10 +85,10 @@ class Sender:
         for sent in records:
             alone = not kafka_takes(sent)  # Kafka refuses the whole batch with it
             if alone:
-                self.producer.flush(60)
+                self.producer.flush(PATIENCE_SECONDS)
             self._one(sent)
-            self.producer.flush(60) if alone else self.producer.poll(0)
-        assert self.producer.flush(60) == 0
+            self.producer.flush(PATIENCE_SECONDS) if alone else self.producer.poll(0)
+        assert self.producer.flush(PATIENCE_SECONDS) == 0
 
     def _one(self, sent: Sent) -> None:
         key, more = sent.key, {}
@@ -120,7 +120,7 @@ def any_record_time(group: Group, source: str) -> None:
     resource.add_incremental_config(ConfigEntry("message.timestamp.after.max.ms", str(2**63 - 1), incremental_operation=AlterConfigOpType.SET))
     admin = AdminClient({"bootstrap.servers": group.settings.bootstrap})
     for done in admin.incremental_alter_configs([resource]).values():
-        done.result(15)
+        done.result(PATIENCE_SECONDS)
 
 
 def listed(group: Group) -> list[dict[str, Any]]:

@@ -143,7 +143,12 @@ def test_a_clock_that_jumps(kafka: str, prefix: str, tmp_path: Path) -> None:
         time.sleep(1)
         assert group.workers["a"].alive
         faults.write_text(json.dumps({"clock_seconds": 40 * 86_400.0}))
-        group.until(lambda: not group.workers["a"].alive, "for the broker to refuse what the worker says")
+
+        def ended() -> bool:
+            group.send("activities", [("late", b'{"contact_id": "late", "type": "search", "at": 1}')])  # the stream may be over
+            return not group.workers["a"].alive
+
+        group.until(ended, "for the broker to refuse what the worker says")
         assert "InvalidTimestamp" in group.workers["a"].log.read_text()
         faults.write_text(json.dumps({"clock_seconds": 0.0}))
         group.start("a")
@@ -175,7 +180,7 @@ def test_the_changelog_is_compacted_while_it_is_read(kafka: str, prefix: str, tm
         entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET) for name, value in wanted.items()]
         topic = ConfigResource(ResourceType.TOPIC, prefix + "evidence-changelog", incremental_configs=entries)
         for done in admin.incremental_alter_configs([topic]).values():
-            done.result(20)
+            done.result(PATIENCE_SECONDS)
         opened(group)
         stream = Stream(group, seed=10, count=8000, seconds=16)
         stream.start()
@@ -211,7 +216,7 @@ def test_a_topic_that_was_deleted_by_mistake(broker: KafkaBroker, prefix: str, t
         group.send("activities", [("c", json.dumps({"contact_id": "c", "type": "search", "at": n}).encode()) for n in range(50)])
         group.settled()
         admin = AdminClient(librdkafka_config(group.settings))
-        admin.delete_topics([prefix + short])[prefix + short].result(20)
+        admin.delete_topics([prefix + short])[prefix + short].result(PATIENCE_SECONDS)
 
         def told() -> bool:
             health = group.http.get("/api/health").json()

@@ -14,6 +14,7 @@ from confluent_kafka import Producer
 from console.shop import JOURNEY, shop
 from schemas.journey import journey_json
 from tests.conftest import Broker
+from tests.support import PATIENCE_SECONDS
 from tests.support.group import NESTED, WORDS, Group
 
 SHOP = shop()
@@ -100,7 +101,7 @@ def test_facts_in_batches_compressed_in_every_way_are_read(kafka: str, prefix: s
             for key, value in ACTIVITIES[n::5]:
                 producer.produce(prefix + "activities", value, key)
                 producer.poll(0)
-            assert producer.flush(60) == 0
+            assert producer.flush(PATIENCE_SECONDS) == 0
         group.verify()
 
 

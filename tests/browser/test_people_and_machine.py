@@ -18,6 +18,7 @@ from playwright.sync_api import Page, expect
 from streams.settings import librdkafka_config
 from tests.contracts.test_api import journey, put, send, visit
 from tests.contracts.test_pages import HOSTILE
+from tests.support import PATIENCE_SECONDS
 from tests.support.running import Waypost, started
 
 pytestmark = [pytest.mark.browser, pytest.mark.embedded]
@@ -29,7 +30,7 @@ def reject(waypost: Waypost, *values: bytes) -> None:
     producer = Producer(librdkafka_config(waypost.settings))
     for value in values:
         producer.produce(waypost.settings.topic_prefix + "activities", value, b"k")
-    assert producer.flush(15) == 0
+    assert producer.flush(PATIENCE_SECONDS) == 0
 
 
 def test_a_visitor_opens_the_person_that_it_belongs_to(page: Page) -> None:

@@ -69,7 +69,7 @@ def test_a_topic_that_goes_while_it_is_used_is_noticed(settings):
     assert presence.look() == []
     admin = AdminClient(librdkafka_config(settings))
     name = settings.topic_prefix + "handoffs"
-    admin.delete_topics([name])[name].result(20)
+    admin.delete_topics([name])[name].result(PATIENCE_SECONDS)
     said: list[str] = []
     for _ in range(100):  # a broker goes on listing for a moment what it deletes
         if said := presence.look():
@@ -85,7 +85,7 @@ def test_a_topic_that_is_made_anew_while_it_is_used_is_noticed(kafka, prefix):
     assert presence.look() == []
     admin = AdminClient(librdkafka_config(settings))
     name = prefix + "handoffs"
-    admin.delete_topics([name])[name].result(20)
+    admin.delete_topics([name])[name].result(PATIENCE_SECONDS)
     provision(settings)
     [said] = presence.look()
     assert said.startswith(f"topic {name} was made anew while it was used")

@@ -18,7 +18,7 @@ from streams.guarded import GuardedProcess
 from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
 from streams.topics import check, names, provision
 from tests.contracts.test_broker import Member, until
-from tests.support import eventually
+from tests.support import PATIENCE_SECONDS, eventually
 from tests.support.records import values
 
 
@@ -221,13 +221,13 @@ def test_it_does_not_delete_records_and_reads_what_was_aborted(settings):
     producer.init_transactions(20)
     producer.begin_transaction()
     producer.produce(topic, b"aborted", b"k", partition=0)
-    producer.flush(10)
+    producer.flush(PATIENCE_SECONDS)
     producer.abort_transaction(20)
     assert values(settings, topic) == {0: [(0, b"aborted")]}
     admin = AdminClient(librdkafka_config(settings))
     [deleted] = admin.delete_records([ConfluentPartition(topic, 0, 1)]).values()
     with pytest.raises(KafkaException):
-        deleted.result(20)
+        deleted.result(PATIENCE_SECONDS)
 
 
 async def test_it_cannot_list_all_offsets_of_a_group(settings):

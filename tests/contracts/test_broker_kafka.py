@@ -24,7 +24,7 @@ def make(settings, name, **config):
     topic = settings.topic_prefix + name
     admin = AdminClient(librdkafka_config(settings))
     [made] = admin.create_topics([NewTopic(topic, 1, 1, config={key.replace("_", "."): value for key, value in config.items()})]).values()
-    made.result(10)
+    made.result(PATIENCE_SECONDS)
     return topic
 
 
@@ -34,7 +34,7 @@ def in_transaction(settings, topic, values, commit):
     producer.begin_transaction()
     for value in values:
         producer.produce(topic, value, b"k", partition=0)
-    producer.flush(10)
+    producer.flush(PATIENCE_SECONDS)
     (producer.commit_transaction if commit else producer.abort_transaction)(20)
 
 
@@ -80,7 +80,7 @@ def test_what_retention_took_is_passed_over(settings, read):
     write(settings, topic, [{"key": b"k", "value": b"%d" % n} for n in range(100)])
     admin = AdminClient(librdkafka_config(settings))
     [gone] = admin.delete_records([TopicPartition(topic, 0, 60)]).values()
-    gone.result(10)
+    gone.result(PATIENCE_SECONDS)
     assert begin_offsets(settings, [(topic, 0)]) == {(topic, 0): 60}
     told = []
     found = read(settings, topic, start={0: 10}, progress=lambda done, total: told.append((done, total)))
@@ -93,7 +93,7 @@ def test_what_retention_takes_while_it_is_read_is_passed_over(settings, read, mo
     write(settings, topic, [{"key": b"k", "value": b"%d" % n} for n in range(100)])
     admin = AdminClient(librdkafka_config(settings))
     [gone] = admin.delete_records([TopicPartition(topic, 0, 60)]).values()
-    gone.result(10)
+    gone.result(PATIENCE_SECONDS)
     monkeypatch.setattr("streams.reader.begin_offsets", lambda *_: {(topic, 0): 0})  # as it was a moment ago
     assert read(settings, topic) == {0: [(n, b"%d" % n) for n in range(60, 100)]}
 

@@ -76,7 +76,7 @@ def test_the_demo_shows_2_099_visitors_become_586_people(kind: str, request: pyt
     assert re.search(r"The API answers at http://127\.0\.0\.1:\d+/api", output)
     assert list(tmp_path.iterdir()) == []  # it leaves nothing
     if kind == "kafka":
-        there = AdminClient({"bootstrap.servers": flags[1]}).list_topics(timeout=10).topics
+        there = AdminClient({"bootstrap.servers": flags[1]}).list_topics(timeout=PATIENCE_SECONDS).topics
         assert not [topic for topic in there if topic.startswith("waypost-demo-")]
 
 

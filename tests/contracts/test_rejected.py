@@ -48,7 +48,7 @@ def reject(
     topic = waypost.settings.topic_prefix + source
     for index, raw in enumerate(raws):
         producer.produce(topic, raw, key or name, headers=list(headers), on_delivery=delivered(index))
-        producer.flush(30)
+        producer.flush(PATIENCE_SECONDS)
     found: dict[tuple[int, int], dict[str, Any]] = {}
 
     def there() -> bool:

@@ -28,6 +28,7 @@ from state.messages import Join, Unite
 from state.recalculation import rules_by_key
 from state.views import View, Views
 from streams.blocks import Rows
+from tests.support import PATIENCE_SECONDS
 from tests.support.records import Record, block_of
 
 NOW_MS, AHEAD_MS = 1_790_000_000_000, 86_400_000
@@ -198,7 +199,7 @@ def calls(r: Random) -> Iterator[tuple[str, str, dict[str, str], bytes | None, d
 def fuzz_calls(url: str, pid: int, count: int, seed: int, say: Callable[[str], None]) -> Found:
     """To the console at *url*, process *pid*. AssertionError for an answer that no client should see."""
     said, r, memory, early = Counter[str](), Random(seed), psutil.Process(pid), 0
-    with httpx.Client(base_url=url, timeout=30.0) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
         client.put("/api/journeys/fuzz", json=JOURNEY).raise_for_status()
         number = 0
         for method, path, query, body, headers in calls(r):

@@ -134,7 +134,7 @@ class Group:
             self._producer.produce(topic, value, key)
             self._producer.poll(0)
         if flush:
-            assert self._producer.flush(60) == 0, "not everything was delivered"
+            assert self._producer.flush(PATIENCE_SECONDS) == 0, "not everything was delivered"
 
     def processed(self) -> int:
         """Records of activities that the live partitions have done."""

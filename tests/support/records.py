@@ -12,6 +12,7 @@ from streams.blocks import OFFSET, Block, unpack
 from streams.reader import read_log
 from streams.replay import read_blocks
 from streams.settings import Settings, librdkafka_config
+from tests.support import PATIENCE_SECONDS
 
 Written = tuple[int, int]
 """(partition, offset)"""
@@ -55,7 +56,7 @@ def write(settings: Settings, topic: str, records: Iterable[dict[str, Any]], **c
     for record in records:
         producer.produce(topic, on_delivery=delivered(count), **record)
         count += 1
-    assert producer.flush(30) == 0, "not all records were acknowledged"
+    assert producer.flush(PATIENCE_SECONDS) == 0, "not all records were acknowledged"
     return [places[index] for index in range(count)]
 
 

@@ -76,8 +76,8 @@ class Terminal:
         end = time.monotonic() + PATIENCE_SECONDS
         while self.left:
             try:
-                health = httpx.get(f"http://127.0.0.1:{self.port}/api/health", timeout=10).json()
-                journeys = httpx.get(f"http://127.0.0.1:{self.port}/api/journeys", timeout=10).json()["journeys"]
+                health = httpx.get(f"http://127.0.0.1:{self.port}/api/health", timeout=PATIENCE_SECONDS).json()
+                journeys = httpx.get(f"http://127.0.0.1:{self.port}/api/journeys", timeout=PATIENCE_SECONDS).json()["journeys"]
                 if health["lag"] == 0 and all(one["status"] == "live" for one in journeys):
                     return
             except (httpx.TransportError, ValueError):
