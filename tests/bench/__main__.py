@@ -59,7 +59,7 @@ def main(cases: tuple[str, ...], scale: float, repeat: int, seconds: float, json
     with tempfile.TemporaryDirectory(prefix="waypost-bench-") as temporary:
         directory = keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        broker = KafkaBroker(directory / "kafka", heap_mb=HEAP_MB)
+        broker = KafkaBroker(directory / "kafka", heap_mb=HEAP_MB, lasting=True)
         columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         try:
             with Progress(*columns, console=console) as progress:

@@ -168,7 +168,7 @@ class Faults:
 def soak(directory: Path, minutes: float, rate: float, seed: int, say: Callable[[str], None]) -> Outcome:
     """Runs for *minutes*. Raises AssertionError when anything is wrong in the end, or does not come back after a fault."""
     rng = random.Random(seed)
-    broker = KafkaBroker(directory / "kafka", heap_mb=512, session_ms=9000)  # as Kafka has it: one that is alone and slow is not fenced
+    broker = KafkaBroker(directory / "kafka", heap_mb=512, session_ms=9000, lasting=True)  # as Kafka has it: one that is alone and slow is not fenced
     try:
         settings = {"session_timeout_seconds": SESSION_SECONDS, "heartbeat_seconds": 1, "partitions": 8, "memory_mb": 64}  # which is full soon
         with Group(broker.start(), "soak.", directory / "group", **settings) as group:

@@ -89,18 +89,21 @@ class KafkaBroker:
     """One Apache Kafka node. `start()` returns the bootstrap string; the data stays in *directory* until that is removed.
 
     *secure*: a second listener, SASL_SSL with PLAIN and SCRAM, at `secure_bootstrap`, for `login`. *host*: the address to listen on. *session_ms*:
-    so long it may be silent before it is fenced, and so long it waits to be taken again when it was killed.
+    so long it may be silent before it is fenced, and so long it waits to be taken again when it was killed. *lasting*: Java compiles it as
+    thoroughly as one that runs for days; without, it starts with half the work, and is slower where it is busy for long.
     """
 
     kind = "kafka"
 
-    def __init__(self, directory: Path, *, heap_mb: int = 512, secure: bool = False, host: str = "127.0.0.1", session_ms: int = 3000) -> None:
+    def __init__(
+        self, directory: Path, *, heap_mb: int = 512, secure: bool = False, host: str = "127.0.0.1", session_ms: int = 3000, lasting: bool = False
+    ) -> None:
         self.directory = directory
         self.host = host
         self.port, self.controller_port, self.secure_port = free_port(), free_port(), free_port()
         self.node, self.replicas, self.cluster_id = 1, 1, base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         self.voters = f"1@127.0.0.1:{self.controller_port}"
-        self._heap_mb, self._session_ms = heap_mb, session_ms
+        self._heap_mb, self._session_ms, self._lasting = heap_mb, session_ms, lasting
         self._secure = secure
         self._process: GuardedProcess | None = None
         self.login = Login("alice", "al1ce-secret", directory / "ca.pem")
@@ -129,8 +132,8 @@ class KafkaBroker:
 
     def launch(self) -> None:
         """Starts it and waits for nothing."""
-        command = [java(), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
-                   "-cp", f"{jars()}/*"]
+        command = [java(), f"-Xmx{self._heap_mb}m", "-XX:+UseSerialGC", *([] if self._lasting else ["-XX:TieredStopAtLevel=1"]),
+                   "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{jars()}/*"]
         properties = self.directory / "server.properties"
         if not properties.exists():
             self._prepare(properties, command)
