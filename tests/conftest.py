@@ -31,6 +31,8 @@ PARTS = {"test_kills.py": 1, "test_recalculation.py": 1, "test_transport.py": 1,
 """All others are the third."""
 BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
+ALONE = ("contracts", "docs")
+"""Of these, each module has its own."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -43,7 +45,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             room, module = nodeid.split("::", maxsplit=1)[0].split("/")[1:3]
             if room in WAITING:
                 return f"waiting, part {PARTS.get(module, 3)}"
-            return nodeid if room not in BUSY else f"{room}/{module}" if room == "contracts" else room
+            return nodeid if room not in BUSY else f"{room}/{module}" if room in ALONE else room
 
     config.option.loadscopereorder = False  # in the order in which they are collected
     return Apart(config, log)
