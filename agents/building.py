@@ -52,9 +52,7 @@ class Building:
         self._swept = -1  # at which turn of the table it was last looked for evidence to give up
         self._old: list[View] = []
         self._beginning: list[View] = []  # in the changelog, about to be kept
-        self._unsettled: list[
-            tuple[View, list[View]]
-        ] = []  # the newest of a journey, and the versions it has not taken over from
+        self._unsettled: list[tuple[View, list[View]]] = []  # the newest of a journey, and the versions it has not taken over from
 
     def load(self) -> None:
         """The views as they were last written."""
