@@ -189,6 +189,22 @@ class Table:
         waiting = [one for one in self.all() if one.state == PLANNED]
         return next((one for one in (*self.active(), *waiting) if not mine.keys().isdisjoint(self._keys[one.id])), None)
 
+    def given_up(self, journey: Journey) -> Recalculation | None:
+        """The recalculation for want of which *journey* does not show its newest version: somebody cancelled it, or it failed, since that was saved,
+        and none is to come. None when nothing is wanting."""
+        wanting = [key for key in rules_by_key(journey) if not self.standing(key).readable]
+        found = [one for key in wanting if (one := self.gave_up(journey, key)) is not None]
+        return max(found, key=lambda one: one.planned_at) if found and self.covering(journey) is None else None
+
+    def gave_up(self, journey: Journey, rule: bytes) -> Recalculation | None:
+        """The newest recalculation of *rule* (key) for *journey* as it was saved last, if it ended without evidence."""
+        saved_at = journey.saved_at or 0
+        found = [
+            one for one in self.records.values()
+            if one.state in (CANCELLED, FAILED) and one.planned_at >= saved_at and journey.id in one.journeys and rule in self._keys[one.id]
+        ]  # fmt: skip
+        return max(found, key=lambda one: one.planned_at, default=None)
+
     def finished_at(self, journey: Journey) -> int | None:
         """When the evidence of *journey* was last rebuilt, in milliseconds; None when it never was."""
         mine = rules_by_key(journey)
@@ -285,15 +301,11 @@ def missing(table: Table, journeys: Iterable[Journey], now_ms: int) -> Recalcula
     What somebody cancelled, or what failed, is not begun again by itself, unless the journey was saved since.
     """
     coming = {key for one in table.records.values() if one.state in (PLANNED, FILLING, SWITCHING) for key in table.rules(one.id)}
-    ended = [one for one in table.records.values() if one.state in (CANCELLED, FAILED)]
     rules: dict[bytes, Rule] = {}
     asking: dict[str, int] = {}
     for journey in journeys:
         for key, rule in rules_by_key(journey).items():
-            if key in coming or table.standing(key).readable:
-                continue
-            saved_at = journey.saved_at or 0
-            if any(journey.id in one.journeys and one.planned_at >= saved_at and key in table.rules(one.id) for one in ended):
+            if key in coming or table.standing(key).readable or table.gave_up(journey, key) is not None:
                 continue
             rules[key] = rule
             asking[journey.id] = journey.version or 0

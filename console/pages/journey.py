@@ -59,6 +59,7 @@ async def results(backend: Backend, journey_id: str, group: str, tab: str) -> di
         "unknown": answer["stages"][0]["converted"] is None, "conditions": conditions,
         "nobody": answer["stages"][0]["converted"] == 0, "rows": views.funnel(answer), "width": views.WIDTH, "height": views.HEIGHT,
         "details": details, "work": views.recalculation(None if work is None else recalculation_row(work)),
+        "given_up": backend.recalculations.table.given_up(found),
     }  # fmt: skip
 
 

@@ -28,7 +28,8 @@ def install(router: APIRouter, backend: Backend) -> None:
 
     async def line(journey: Journey) -> dict[str, Any]:
         try:
-            return {"error": None, **views.line(journey, await backend.results(journey.id))}
+            given_up = backend.recalculations.table.given_up(journey)
+            return {"error": None, "given_up": given_up, **views.line(journey, await backend.results(journey.id))}
         except ApiError as error:
             return {
                 "error": error.message, "id": journey.id, "name": journey.name, "stages": len(journey.stages), "version": journey.version,
@@ -50,7 +51,7 @@ def install(router: APIRouter, backend: Backend) -> None:
         return {
             "q": q, "every": len(every), "found": len([j for j in every if views.matches(j, q)]), "lines": rows, "number": number, "last": last,
             "sort": sort, "down": down, "columns": COLUMNS, "oldest": min(fresh, key=lambda one: str(one["as_of"]), default=None),
-            "calculating": sum(not one["live"] for one in fresh), "unanswered": len(rows) - len(fresh),
+            "calculating": sum(not one["live"] and one["given_up"] is None for one in fresh), "unanswered": len(rows) - len(fresh),
         }  # fmt: skip
 
     @router.get("/")

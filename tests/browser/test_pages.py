@@ -192,6 +192,34 @@ def test_a_recalculation_is_watched_and_cancelled_where_its_journey_is(
     expect(page.locator("#calculating")).to_have_count(0)
 
 
+def test_an_edit_whose_calculation_was_cancelled_says_so_and_is_run_again(page: Page, waypost: Waypost, request: pytest.FixtureRequest) -> None:
+    put(waypost, journey("edited", "a"))
+    send(waypost, "activities", visit("edited", "x", "a", "10:00:00"))
+    waypost.settled("edited")
+    slow = waypost.http.post("/api/recalculations", json={"journeys": ["edited"], "events_per_second": 1}).json()["id"]
+    request.addfinalizer(lambda: waypost.http.post(f"/api/recalculations/{slow}/cancel"))  # others wait for it
+    put(waypost, journey("edited", "a", "b"))
+
+    def waiting() -> list[str]:
+        found = waypost.http.get("/api/recalculations").json()["recalculations"]
+        return [one["id"] for one in found if one["cause"] == "edit" and one["state"] == "planned" and one["journeys"] == ["edited"]]
+
+    waypost.until(lambda: waiting() != [], "for the recalculation of what is new")
+    for id_ in (*waiting(), slow):
+        waypost.http.post(f"/api/recalculations/{id_}/cancel").raise_for_status()
+    page.goto("/journeys/edited")
+    expect(page.locator("#given-up")).to_contain_text("The calculation of version 2 was cancelled. These are the numbers of version 1.")
+    expect(page.locator("#freshness")).to_contain_text("Not calculated")
+    expect(page.locator("#calculating")).to_have_count(0)
+    page.goto("/journeys?q=edited")
+    expect(page.locator("#line-edited")).to_contain_text("Cancelled")
+    page.goto("/journeys/edited")
+    page.get_by_role("button", name="Run again").click()
+    expect(page.locator("#stages tbody tr")).to_have_count(2)
+    expect(page.locator("#given-up")).to_have_count(0)
+    expect(page.locator("#freshness")).to_contain_text("Live")
+
+
 def test_journeys_are_sorted_by_their_columns(page: Page, waypost: Waypost) -> None:
     put(waypost, journey("aaa", "a"))
     waypost.settled("aaa")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from agents.driver import next_run_ms, scheduled
-from schemas.recalculation import LIVE, Schedule
+from schemas.recalculation import CANCELLED, LIVE, Schedule
 from schemas.times import parse_ms
-from state.recalculation import Table
+from state.recalculation import Table, missing
 
 from .conftest import CAMPAIGN, CLICK, DOWNLOAD, REQUEST
 from .shop import Shop, left, ms, reached
@@ -118,6 +118,26 @@ def test_activities_go_on_counting_after_a_recalculation(bank: Shop) -> None:
     bank.contact("kim").submits("loan-smb", at="11:00")
     assert bank.results() == [4, 4, 2, 1]
     assert bank.changes(bank.contact("kim"))[-1] == reached(2, "11:00")
+
+
+def test_what_somebody_cancelled_is_not_begun_again_until_it_is_asked_for_or_saved(bank: Shop) -> None:
+    table, journey = Table(), bank.journey.model_copy(update={"saved_at": ms("10:00")})
+    run = missing(table, [journey], ms("10:01"))
+    assert run is not None
+    table.take(run.id, run)
+    assert table.given_up(journey) is None, "it is on its way"
+    cancelled = run.but(state=CANCELLED, finished_at=ms("10:02"))
+    table.take(run.id, cancelled)
+    assert missing(table, [journey], ms("10:03")) is None
+    assert table.given_up(journey) == cancelled
+    again = journey.model_copy(update={"saved_at": ms("10:04")})
+    assert table.given_up(again) is None, "it begins by itself"
+    assert missing(table, [again], ms("10:05")) is not None
+    asked = run.but(id="asked", planned_at=ms("10:06"))
+    table.take(asked.id, asked)
+    assert table.given_up(journey) is None
+    table.take(asked.id, asked.but(state=LIVE, epoch=1, switched_at=ms("10:07"), finished_at=ms("10:07")))
+    assert table.given_up(journey) is None, "nothing is wanting"
 
 
 # -- the schedule ---------------------------------------------------------------------------------------------------------
