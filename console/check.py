@@ -59,29 +59,32 @@ def run(
     """Compares the journeys *ids*, all when there are none. Raises `Failed`, `ReaderError`."""
     report = Report()
     for _ in range(TRIES):
-        caught_up(api, timeout_seconds, told)
+        caught_up(api, ids, timeout_seconds, told)
         log = history.read(settings, history.ends(settings), told)
-        caught_up(api, timeout_seconds, told)
+        caught_up(api, ids, timeout_seconds, told)
         report = _compare(log, api, ids, told, judged)
         if history.ends(settings) == log.ends:
             return report
     raise Failed(f"the log grew during each of {TRIES} checks; check again when less comes in")
 
 
-def caught_up(api: Client, timeout_seconds: float, told: Told) -> None:
-    """Waits until the workers have everything that was sent and show the newest version of every journey. Raises `Failed`."""
+def caught_up(api: Client, ids: tuple[str, ...], timeout_seconds: float, told: Told) -> None:
+    """Waits until the workers have everything that was sent and show the newest version of the journeys *ids*, all when there are none. Raises
+    `Failed`."""
     until = time.monotonic() + timeout_seconds
     most = 0
     while True:
         health = api.call("GET", "/api/health")
         lag = health["lag"]
-        calculating = [] if lag != 0 else [j["id"] for j in api.call("GET", "/api/journeys")["journeys"] if j["status"] != "live"]
+        there = api.call("GET", "/api/journeys")["journeys"] if lag == 0 else ()
+        calculating = [j["id"] for j in there if j["status"] != "live" and (not ids or j["id"] in ids)]
         if lag == 0 and not calculating:
             return
         if time.monotonic() > until:
             busy = f"calculating {', '.join(calculating)}" if calculating else "not answering for every partition"
             why = f"{lag:,} records behind" if lag else busy
-            raise Failed(f"after {timeout_seconds:g} s the workers are still {why}; wait longer with --timeout")
+            way_out = "; what was cancelled or failed (`waypost recalculations`) waits to be recalculated; or name the journeys to check"
+            raise Failed(f"after {timeout_seconds:g} s the workers are still {why}; wait longer with --timeout{way_out if calculating else ''}")
         if lag is not None:
             most = max(most, lag)
             told("waiting for the workers", most - lag, most)

@@ -265,3 +265,19 @@ def test_check_finds_no_difference_and_the_rejected_are_accounted_for(waypost: W
     listed = json.loads(on(waypost, "rejected", "list", "--limit", "5", "--json").stdout)
     assert len(listed["rejected"]) == 5
     assert "not UTF-8" in on(waypost, "rejected", "list", "--limit", "1").stdout
+
+
+@pytest.mark.embedded
+def test_a_journey_that_is_calculated_holds_up_no_check_but_its_own(waypost: Waypost, name: str) -> None:
+    slow = f"{name}-slow"
+    for id_ in (name, slow):
+        waypost.http.put(f"/api/journeys/{id_}", json=journey(id_, "a")).raise_for_status()
+        waypost.settled(id_)
+    id_ = waypost.http.post("/api/recalculations", json={"journeys": [slow], "events_per_second": 1}).json()["id"]
+    try:
+        assert on(waypost, "check", name).returncode == 0
+        held = on(waypost, "check", slow, "--timeout", "1")
+        assert held.returncode == 1
+        assert f"still calculating {slow}" in " ".join(held.stderr.split())
+    finally:
+        waypost.http.post(f"/api/recalculations/{id_}/cancel")
