@@ -262,16 +262,22 @@ def _create(admin: AdminClient, settings: Settings, missing: Sequence[TopicSpec]
 
 
 def _await_there(admin: AdminClient, settings: Settings) -> None:
-    """Waits until the broker shows all topics, they fit, and every partition has a leader that answers. Raises TopicsError."""
+    """Waits until the broker shows all topics, they fit, and every partition has a leader that answers. Raises TopicsError.
+
+    Each question may go to another broker, and brokers learn of new topics one by one: what is missing is asked for again.
+    """
     until = time.monotonic() + REQUEST_SECONDS
-    while wrong := problems(settings, found_topics(admin, settings)):
+    while True:
+        wrong = problems(settings, found_topics(admin, settings))
+        if not wrong:
+            try:
+                begin_offsets(settings, partitions_of_topics(settings, names(settings).values()))
+                return
+            except ReaderError as error:
+                wrong = [str(error)]
         if time.monotonic() > until or any(" is missing; " not in problem for problem in wrong):
             raise TopicsError(wrong)
         time.sleep(0.1)
-    try:
-        begin_offsets(settings, partitions_of_topics(settings, names(settings).values()))
-    except ReaderError as error:
-        raise TopicsError([str(error)]) from None
 
 
 def found_topics(admin: AdminClient, settings: Settings) -> dict[str, FoundTopic]:
@@ -286,16 +292,23 @@ def found_topics(admin: AdminClient, settings: Settings) -> dict[str, FoundTopic
         raise TopicsError([f"the broker at {settings.bootstrap} does not answer: {error.args[0].str()}; see that it runs and that "
                            "`broker` and the login settings are right"]) from None
     return {name: FoundTopic(len(topic.partitions), min(len(part.replicas) for part in topic.partitions.values()), configs[name])
-            for name, topic in there.items()}
+            for name, topic in there.items() if name in configs}
 
 
 def _configs(admin: AdminClient, wanted: Sequence[str]) -> dict[str, dict[str, str]]:
+    """By topic; without those that the broker which was asked does not know of yet, as a cluster's brokers learn of a new topic one by one."""
     if not wanted:
         return {}
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in wanted]
     answers = admin.describe_configs(resources, request_timeout=REQUEST_SECONDS)
-    return {resource.name: {key: entry.value for key, entry in future.result().items() if entry.value is not None}
-            for resource, future in answers.items()}
+    found = {}
+    for resource, future in answers.items():
+        try:
+            found[resource.name] = {key: entry.value for key, entry in future.result().items() if entry.value is not None}
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise
+    return found
 
 
 def _admin(settings: Settings) -> AdminClient:

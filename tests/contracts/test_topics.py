@@ -1,11 +1,14 @@
 """The comparison of topics with the table, without a broker; with one: test_broker.py."""
 
 import dataclasses
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from streams.settings import Settings
-from streams.topics import BY_NAME, TABLE, FoundTopic, problems, topic_name
+from streams.topics import BY_NAME, TABLE, FoundTopic, TopicsError, found_topics, problems, topic_name
 
 SETTINGS = Settings.load({"broker": "localhost:9092", "partitions": 6, "replication_factor": 3}, environ={})
 
@@ -61,6 +64,30 @@ def test_a_missing_topic_is_named_with_the_command_that_makes_it():
     found = as_wanted()
     del found["waypost.totals"]
     assert problems(SETTINGS, found) == ["topic waypost.totals is missing; make it with `waypost topics`"]
+
+
+def of_cluster(refused, code):
+    """What librdkafka's client says of a cluster with all topics, one broker of which refuses to describe the topic *refused*."""
+    topic = SimpleNamespace(partitions={number: SimpleNamespace(replicas=(1, 2, 3)) for number in range(6)})
+
+    def described(resources, **_):
+        found = {resource: Future() for resource in resources}
+        for resource, future in found.items():
+            if resource.name == refused:
+                future.set_exception(KafkaException(KafkaError(code)))
+            else:
+                future.set_result({})
+        return found
+
+    listed = SimpleNamespace(topics={topic_name(SETTINGS, spec.name): topic for spec in TABLE})
+    return SimpleNamespace(list_topics=lambda **_: listed, describe_configs=described)
+
+
+def test_a_topic_that_another_broker_does_not_know_of_yet_is_not_there_yet():
+    found = found_topics(of_cluster("waypost.totals", KafkaError.UNKNOWN_TOPIC_OR_PART), SETTINGS)
+    assert set(as_wanted()) - set(found) == {"waypost.totals"}
+    with pytest.raises(TopicsError, match="does not answer"):
+        found_topics(of_cluster("waypost.totals", KafkaError.TOPIC_AUTHORIZATION_FAILED), SETTINGS)
 
 
 def test_an_endless_replay_keeps_every_erasure():
