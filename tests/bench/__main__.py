@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from agents.worker import compile_loops
 from tests.bench import cases as main_cases
 from tests.bench import growth, pages, recalculation
 from tests.bench.cases import Bench
@@ -67,7 +67,7 @@ def main(cases: tuple[str, ...], scale: float, repeat: int, seconds: float, json
             with Progress(*columns, console=console) as progress:
                 bars = Bars(progress)
                 bars(COMPILED, 0, 1)
-                subprocess.run([sys.executable, "-c", "from agents.worker import load_loops; load_loops()"], cwd=ROOT, check=True)
+                compile_loops()
                 bars(COMPILED, 1, 1)
                 bench = Bench(broker.start(), directory, scale, repeat, seconds, progress=bars, flames=flames)
                 for name in chosen:
