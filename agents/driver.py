@@ -47,7 +47,7 @@ def scheduled(
     runs = [one for one in table.all() if one.cause == SCHEDULE]
     if any(not one.over for one in runs):
         return None, None
-    since_ms = max([schedule.since_ms, *(one.planned_at for one in runs)])
+    since_ms = min(now_ms, max([schedule.since_ms, *(one.planned_at for one in runs)]))
     due_ms = next_run_ms(cron, zone, since_ms)
     if due_ms is None or due_ms > now_ms:
         return None, None

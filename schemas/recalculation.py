@@ -7,20 +7,45 @@ report: a partition of the workers what it has recorded, joined and shown, a par
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta
 
 from .errors import Refused
 from .rules import Rule, catalogue, parameters
-from .times import format_ms, parse_ms
+from .times import DAY_MS, LAST_MS, datetime_ms, format_ms
 
 PLANNED, FILLING, SWITCHING, LIVE, CANCELLED, FAILED = "planned", "filling", "switching", "live", "cancelled", "failed"
-STATES = (PLANNED, FILLING, SWITCHING, LIVE, CANCELLED, FAILED)
+State = Literal["planned", "filling", "switching", "live", "cancelled", "failed"]
+STATES: tuple[str, ...] = get_args(State)
 OVER = frozenset({LIVE, CANCELLED, FAILED})
 REQUEST, EDIT, SCHEDULE = "request", "edit", "schedule"
-CAUSES = (REQUEST, EDIT, SCHEDULE)
+Cause = Literal["request", "edit", "schedule"]
+CAUSES: tuple[str, ...] = get_args(Cause)
 WORKER, JOB, VIEWS = "worker", "job", "views"
 _TIMES = ("planned_at", "started_at", "switched_at", "finished_at", "log_from")
+
+# The types of the wire. msgspec takes nothing for another type: no text for a number, no 1.5, NaN
+# or 1e999 for a whole number.
+MAX_EPOCH = 2**31 - 1
+MAX_AMOUNT = 1e12  # of what is measured: a rate, an expected duration
+MAX_REASON = 2000  # characters of a reason as it is written; readers take more
+MAX_CONTROL_MS = LAST_MS - 366 * DAY_MS
+"""The last time on a control topic: with a time zone added, or a year, it is still in the calendar."""
+MAX_WHOLE = 2**53 - 1
+Whole = Annotated[int, Meta(ge=0, le=MAX_WHOLE)]
+"""An offset, a number of records or contacts, milliseconds: what every reader of JSON holds exactly."""
+Epoch = Annotated[int, Meta(ge=0, le=MAX_EPOCH)]
+Partition = Annotated[int, Meta(ge=0, le=999_999)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Amount = Annotated[float, Meta(ge=0.0, le=MAX_AMOUNT)]
+Name = Annotated[str, Meta(min_length=1, max_length=200)]
+Reason = Annotated[str, Meta(max_length=100_000)]
+ControlTime = Annotated[int, Meta(ge=0, le=MAX_CONTROL_MS)] | Annotated[datetime, Meta(tz=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,26 +123,75 @@ def encode(what: Recalculation) -> bytes:
     return json.dumps(recalculation_json(what), ensure_ascii=False).encode()
 
 
+class _RecalculationOnWire(msgspec.Struct):
+    """The value of the topic, as `recalculation_json` writes it. Unknown fields are ignored."""
+
+    id: Name
+    state: State
+    cause: Cause
+    journeys: tuple[Name, ...]
+    rules: list[dict[str, Any]]
+    epoch: Epoch
+    throttle: Amount | None = None
+    planned_at: ControlTime | None = None
+    started_at: ControlTime | None = None
+    switched_at: ControlTime | None = None
+    finished_at: ControlTime | None = None
+    log_from: ControlTime | None = None
+    progress: Share = 0.0
+    events_read: Whole = 0
+    events_total: Whole | None = None
+    events_per_second: Amount | None = None
+    eta_seconds: Amount | None = None
+    changed: Whole | None = None
+    reason: Reason | None = None
+    retired: frozenset[Name] = frozenset()
+    unneeded: dict[Name, ControlTime] = {}
+
+
+_read_recalculation = msgspec.json.Decoder(_RecalculationOnWire).decode
+
+
 def decode(key: bytes | None, value: bytes) -> Recalculation:
-    """The recalculation of a record of the topic. Raises Refused, whatever the bytes are."""
+    """Return the recalculation of a record of the topic. Raises Refused, whatever the bytes are."""
     try:
-        said = json.loads(value)
-        if said["id"] != (key or b"").decode() or said["state"] not in STATES or said["cause"] not in CAUSES:
-            raise Refused("bad_recalculation", "id, state or cause is none that a recalculation has")
-        times: dict[str, Any] = {name: None if said.get(name) is None else parse_ms(said[name]) for name in _TIMES}
-        return Recalculation(
-            id=said["id"], state=said["state"], cause=said["cause"], journeys=tuple(map(str, said["journeys"])),
-            rules=tuple(rule for rule in map(_installed, said["rules"]) if rule is not None), epoch=int(said["epoch"]), throttle=said.get("throttle"),
-            progress=float(said.get("progress") or 0.0), events_read=int(said.get("events_read") or 0), events_total=said.get("events_total"),
-            events_per_second=said.get("events_per_second"), eta_seconds=said.get("eta_seconds"), changed=said.get("changed"),
-            reason=said.get("reason"), retired=frozenset(said.get("retired") or ()),
-            unneeded={k: parse_ms(at) for k, at in (said.get("unneeded") or {}).items()},
-            planned_at=times.pop("planned_at") or 0, **times,
-        )  # fmt: skip
-    except Refused:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refused("bad_recalculation", f"not a recalculation: {error!r}") from None
+        wire = _read_recalculation(value)
+        fields = {name: getattr(wire, name) for name in wire.__struct_fields__}
+        fields |= {
+            name: None if fields[name] is None else _time_ms(fields[name]) for name in _TIMES
+        }
+        fields["planned_at"] = fields["planned_at"] or 0
+        fields["unneeded"] = {rule: _time_ms(at) for rule, at in wire.unneeded.items()}
+    except _DECODE_ERRORS as error:
+        raise Refused("bad_recalculation", f"not a recalculation: {error}") from None
+    if key != wire.id.encode():
+        raise Refused(
+            "bad_recalculation", "not a recalculation: its id is not the key of the record", "id"
+        )
+    try:
+        fields["rules"] = tuple(rule for rule in map(_installed, wire.rules) if rule is not None)
+    except Exception as error:  # the class of a rule type is anybody's code
+        raise Refused(
+            "bad_recalculation",
+            f"not a recalculation: a rule cannot be made: {_short(error)}",
+            "rules",
+        ) from None
+    return Recalculation(**fields)
+
+
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Refused)
+
+
+def _short(error: Exception) -> str:
+    return repr(error)[:MAX_REASON]
+
+
+def _time_ms(at: int | datetime) -> int:
+    """Return *at* in milliseconds. Raises Refused before 1970 and after `MAX_CONTROL_MS`."""
+    at_ms = at if isinstance(at, int) else datetime_ms(at)
+    if not 0 <= at_ms <= MAX_CONTROL_MS:
+        raise Refused("bad_time", "a time is before 1970 or after the year 9998")
+    return at_ms
 
 
 # -- reports ------------------------------------------------------------------------------------------------------------------
@@ -132,13 +206,13 @@ class WorkerReport:
     much of it shows; `shown`: all of it.
     """
 
-    recording_from: int
-    log_begin: int = 0
-    joined: int = 0
-    handed: int = 0
-    scanned: float = 0.0
+    recording_from: Whole
+    log_begin: Whole = 0
+    joined: Whole = 0
+    handed: Whole = 0
+    scanned: Share = 0.0
     shown: bool = False
-    changed: int = 0
+    changed: Whole = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +220,18 @@ class JobReport:
     """What the job says of a partition of the log: read from `begin` up to `read`, and what it wrote of that ends before `written`
     (partition -> offset)."""
 
-    begin: int
-    read: int
-    at_ms: int
-    written: dict[int, int] = field(default_factory=dict)
-    error: str | None = None
+    begin: Whole
+    read: Whole
+    at_ms: Whole
+    written: dict[Partition, Whole] = field(default_factory=dict)
+    error: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ViewsReport:
     """Of a journey, what can be read in a partition: `(version, generation)`, the oldest first."""
 
-    views: tuple[tuple[int, int], ...]
+    views: tuple[tuple[Whole, Whole], ...]
 
 
 Report = WorkerReport | JobReport | ViewsReport
@@ -178,16 +252,27 @@ def encode_schedule(schedule: Schedule) -> bytes:
     return json.dumps({"cron": schedule.cron, "zone": schedule.zone, "since": format_ms(schedule.since_ms)}).encode()
 
 
+class _ScheduleOnWire(msgspec.Struct):
+    cron: Annotated[str, Meta(max_length=10_000)]
+    zone: Name
+    since: ControlTime
+
+
+_read_schedule = msgspec.json.Decoder(_ScheduleOnWire).decode
+
+
 def decode_schedule(value: bytes) -> Schedule:
-    """The schedule of `encode_schedule`. Raises Refused."""
+    """Return the schedule of `encode_schedule`. Raises Refused, whatever the bytes are."""
     try:
-        said = json.loads(value)
-        return Schedule(str(said["cron"]), str(said["zone"]), parse_ms(said["since"]))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Refused("bad_schedule", f"not a schedule: {error!r}") from None
+        wire = _read_schedule(value)
+        return Schedule(wire.cron, wire.zone, _time_ms(wire.since))
+    except _DECODE_ERRORS as error:
+        raise Refused("bad_schedule", f"not a schedule: {error}") from None
 
 
-_WHOLE = {WORKER: ("recording_from", "log_begin", "joined", "handed", "changed"), JOB: ("begin", "read", "at_ms"), VIEWS: ()}
+_REPORTS: dict[str, type[Report]] = {WORKER: WorkerReport, JOB: JobReport, VIEWS: ViewsReport}
+_read_report = {who: msgspec.json.Decoder(type_).decode for who, type_ in _REPORTS.items()}
+_REPORT_KEY = re.compile(rb"(.{1,800})/(worker|job|views)/(0|[1-9][0-9]{0,5})", re.DOTALL)
 
 
 def report_key(what: str, who: str, partition: int) -> bytes:
@@ -197,27 +282,28 @@ def report_key(what: str, who: str, partition: int) -> bytes:
 
 def encode_report(report: Report) -> bytes:
     """The value of a report."""
+    if isinstance(report, JobReport) and report.error is not None:
+        report = replace(report, error=report.error[:MAX_REASON].encode(errors="replace").decode())
     fields = {name: getattr(report, name) for name in report.__dataclass_fields__}
     return json.dumps(fields).encode()
 
 
 def decode_report(key: bytes | None, value: bytes | None) -> tuple[str, str, int, Report | None]:
-    """`(recalculation or journey, who, partition, report)`; the report is None for a tombstone. Raises Refused."""
+    """Return `(recalculation or journey, who, partition, report)`; the report of a tombstone is None.
+
+    Raises Refused, whatever the bytes are.
+    """
+    found = _REPORT_KEY.fullmatch(key or b"")
+    if found is None:
+        raise Refused(
+            "bad_report",
+            "not a report: the key is not ID/worker/PARTITION, ID/job/PARTITION or ID/views/PARTITION",
+        )
     try:
-        id_, who, number = (key or b"").decode().rsplit("/", 2)
-        partition = int(number)
-        if who not in (WORKER, JOB, VIEWS):
-            raise ValueError(f"{who!r} does not report")
-        if value is None:
-            return id_, who, partition, None
-        said = json.loads(value)
-        if any(type(said[name]) is not int for name in _WHOLE[who]) or not isinstance(said.get("error", ""), str | None):
-            raise ValueError("an offset that is no whole number")
-        if who == WORKER:
-            return id_, who, partition, WorkerReport(**{**said, "scanned": float(said["scanned"]), "shown": said["shown"] is True})
-        if who == VIEWS:
-            return id_, who, partition, ViewsReport(tuple(sorted((int(v), int(g)) for v, g in said["views"])))
-        said["written"] = {int(p): int(offset) for p, offset in said["written"].items()}
-        return id_, who, partition, JobReport(**said)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refused("bad_report", f"not a report: {error!r}") from None
+        id_, who, partition = found[1].decode(), found[2].decode(), int(found[3])
+        report = None if value is None else _read_report[who](value)
+    except _DECODE_ERRORS as error:
+        raise Refused("bad_report", f"not a report: {error}") from None
+    if isinstance(report, ViewsReport):
+        report = ViewsReport(tuple(sorted(report.views)))
+    return id_, who, partition, report

@@ -20,6 +20,9 @@ from schemas.recalculation import (
     FILLING,
     JOB,
     LIVE,
+    MAX_AMOUNT,
+    MAX_EPOCH,
+    MAX_WHOLE,
     OVER,
     PLANNED,
     SWITCHING,
@@ -263,7 +266,9 @@ class Reports:
     def common(self, journey: str, partitions: int) -> tuple[int, int] | None:
         """The newest view of a journey that can be read in all partitions: nobody reads an older one."""
         found = self._views.get(journey, {})
-        return max(frozenset.intersection(*found.values()), default=None) if len(found) == partitions else None
+        if any(p not in found for p in range(partitions)):
+            return None
+        return max(frozenset.intersection(*(found[p] for p in range(partitions))), default=None)
 
     def worker(self, recalculation: str, partition: int) -> WorkerReport | None:
         """What the owner of *partition* said."""
@@ -366,6 +371,12 @@ def begin(table: Table, now_ms: int) -> Recalculation | None:
     if planned is None:
         return None
     epoch = 1 + max((one.epoch for one in table.records.values()), default=0)
+    if epoch > MAX_EPOCH:  # nobody could read it
+        return planned.but(
+            state=FAILED,
+            finished_at=now_ms,
+            reason=f"a recalculation has the highest epoch there is, {MAX_EPOCH}",
+        )
     return planned.but(state=FILLING, epoch=epoch, started_at=now_ms)
 
 
@@ -381,7 +392,12 @@ def advance(
         said = [w for w in workers if w is not None]
         if len(said) == partitions and all(w.shown for w in said):
             return one.but(
-                state=LIVE, finished_at=now_ms, progress=1.0, changed=sum(w.changed for w in said), eta_seconds=0.0, events_per_second=None
+                state=LIVE,
+                finished_at=now_ms,
+                progress=1.0,
+                changed=_whole(sum(w.changed for w in said)),
+                eta_seconds=0.0,
+                events_per_second=None,
             )
         scanned = sum(w.scanned for w in said) / partitions
         return one.but(progress=round(0.9 + 0.099 * scanned, 4))
@@ -427,10 +443,17 @@ def _measured(
     while len(flush.rate) > 2 and flush.rate[0][0] < now_ms - 5000:
         flush.rate.pop(0)
     (then_ms, then), (at_ms, now) = flush.rate[0], flush.rate[-1]
-    rate = (now - then) * 1000 / (at_ms - then_ms) if at_ms > then_ms else None
+    rate = max(0, now - then) * 1000 / (at_ms - then_ms) if at_ms > then_ms else None
     eta = round((total - read) / rate, 1) if complete and rate else None
     progress = 0.0 if not complete else 0.9 * (read / total if total else 1.0)
     return one.but(
-        events_read=read, events_total=total if complete else None, events_per_second=None if rate is None else round(rate, 1),
-        eta_seconds=eta, progress=round(min(progress, 0.899), 4),
+        events_read=_whole(read), events_total=_whole(total) if complete else None,
+        events_per_second=None if rate is None else min(round(rate, 1), MAX_AMOUNT),
+        eta_seconds=None if eta is None else min(eta, MAX_AMOUNT),
+        progress=round(min(progress, 0.899), 4),
     )  # fmt: skip
+
+
+def _whole(number: int) -> int:
+    """Return *number*, at most what the topic takes: sums of what is reported may be greater."""
+    return min(number, MAX_WHOLE)
