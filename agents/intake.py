@@ -151,7 +151,7 @@ def _decoded(raw: bytes | None, matcher: Matcher, now_ms: int, ahead_ms: int, n:
     else:
         activity = codec.decode_activity(raw)
     at, latest_ms = activity.at, now_ms + ahead_ms
-    if at > _latest(latest_ms) if type(at) is not int else at > latest_ms:
+    if at > latest_ms if type(at) is int else at > _latest(latest_ms) or at.year <= 2000:  # type: ignore[union-attr]
         codec.refuse_future(codec.activity_at_ms(activity), now_ms, ahead_ms)
     met = matcher.match(activity)
     if met:

@@ -7,9 +7,9 @@ Both accept and refuse the same bytes. Where the two libraries differ by nature,
 - *Nesting.* How deep either reads depends on how full the interpreter's stack is. A record nested deeper than `MAX_DEPTH` is therefore refused
   before; in `PLAIN_BYTES` or less nothing can be.
 - *A field given twice.* Both take the last, but msgspec refuses if any of them is bad; the way over pydantic tries each of them, except of a
-  field that msgspec leaves unread at first (a profile's attributes).
-- *Times.* The model reads texts with msgspec's parser (schemas.times). msgspec knows no bounds for a `datetime`, and an offset can push one
-  out of the years 1 to 9999: that is tested after decoding.
+  field that msgspec leaves unread at first (a profile's attributes), and a text that msgspec takes for a time.
+- *Times.* The model reads texts with msgspec's parser (schemas.times). msgspec knows no bounds for a `datetime`: that one is not before the year
+  2000, nor pushed out of the years 1 to 9999 by its offset, is tested after decoding.
 - *Whole numbers* written as floats (`1.0`), booleans as numbers: refused by both.
 """
 
@@ -31,7 +31,7 @@ from .journey import Journey, parse_journey
 from .merge import ContactMerge
 from .profile import ContactProfile, plain
 from .sentences import broken, lowered
-from .times import EPOCH, FIRST_MS, LAST_MS, MILLISECOND, datetime_ms, format_ms, parse_ms
+from .times import EARLIEST_MS, EPOCH, LAST_MS, MILLISECOND, datetime_ms, format_ms, parse_ms, refuse_early
 from .wire import MAX_BYTES, MAX_DEPTH, MAX_ID, OnTheWire
 
 PLAIN_BYTES = 2 * MAX_DEPTH  # so short a record cannot be nested too deep
@@ -111,7 +111,7 @@ class WireProfile(NamedTuple):
 activity_decoder: Callable[[bytes], WireActivity] = msgspec.json.Decoder(WireActivity).decode
 """For loops that decode many: right for ASCII of at most `PLAIN_BYTES`, raises `DECODE_ERRORS`; all else goes to `decode_activity`.
 
-Times at the very ends of the calendar are only tested by `activity_at_ms`, which raises `Refused`."""
+Texts with a time outside the years 2000 to 9999 are only tested by `activity_at_ms`, which raises `Refused`."""
 
 _merge_decoder = msgspec.json.Decoder(_MergeOnWire).decode
 _profile_decoder = msgspec.json.Decoder(_ProfileOnWire).decode
@@ -133,7 +133,7 @@ def decode_activity(raw: bytes | None) -> WireActivity:
     except DECODE_ERRORS as error:
         raise _explain(Activity, raw, error) from None
     at = activity.at
-    if not isinstance(at, int) and not 1 < at.year < 9999:
+    if not isinstance(at, int) and not 2000 < at.year < 9999:
         _in_range(at)
     return activity
 
@@ -146,12 +146,12 @@ def explain_activity(raw: bytes | None) -> Refused:
 
 
 def activity_at_ms(activity: WireActivity) -> int:
-    """Its time in milliseconds since 1970 UTC. Raises `Refused` when an offset pushed it out of the years 1 to 9999."""
+    """Its time in milliseconds since 1970 UTC. Raises `Refused` for one before the year 2000 or, by its offset, after 9999."""
     at = activity.at
     if isinstance(at, int):
         return at
     at_ms = (at - EPOCH) // MILLISECOND
-    if FIRST_MS <= at_ms <= LAST_MS:
+    if EARLIEST_MS <= at_ms <= LAST_MS:
         return at_ms
     return _in_range(at)
 
@@ -227,7 +227,7 @@ def decode_journey(key: bytes | None, raw: bytes | None) -> tuple[str, Journey |
 
 def _in_range(at: int | datetime) -> int:
     try:
-        return at if isinstance(at, int) else datetime_ms(at)
+        return refuse_early(at if isinstance(at, int) else datetime_ms(at))
     except Refused as refused:
         raise Refused(refused.code, f"at: {refused.message}", "at") from None
 
@@ -320,7 +320,7 @@ def parse(model: type[BaseModel], raw: bytes) -> BaseModel:
         raise Refused("not_an_object", f"the value is {shown(value)}; send one JSON object")
     unread = {name for name, info in model.model_fields.items() if OnTheWire(msgspec.Raw) in info.metadata}
     for name, earlier in value.pairs:  # type: ignore[attr-defined]
-        if name in unread:
+        if name in unread or (isinstance(earlier, str) and name in model.model_fields and _decodes(model, name, earlier)):
             continue
         try:
             model.model_validate({**value, name: earlier})
@@ -332,6 +332,16 @@ def parse(model: type[BaseModel], raw: bytes) -> BaseModel:
         return model.model_validate(value)
     except ValidationError as error:
         raise _sentence(error.errors(include_url=False)[0]) from None
+
+
+def _decodes(model: type[BaseModel], name: str, text: str) -> bool:
+    """Return True if the compiled decoder takes *text* for the field *name* of *model*."""
+    info = model.model_fields[name]
+    try:
+        msgspec.convert(text, _wire_type(info.annotation, info.metadata))
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def _explain(model: type[BaseModel], raw: bytes, error: Exception | None) -> Refused:

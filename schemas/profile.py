@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from pydantic import AfterValidator, Field
 
-from .wire import Fact, Id, Moment, OnTheWire
+from .wire import Fact, Id, Moment, Name, OnTheWire
 
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1  # the whole numbers that JSON writers and readers agree on
 MAX_ATTRIBUTES_DEPTH = 50  # of objects and lists inside each other, so that every writer can write them again
@@ -37,5 +37,5 @@ class ContactProfile(Fact):
 
     contact_id: Id
     at: Moment
-    groups: list[Id] = Field(default_factory=list)
+    groups: list[Name] = Field(default_factory=list)
     attributes: Annotated[dict[str, Any], AfterValidator(plain), OnTheWire(msgspec.Raw)] = Field(default_factory=dict)

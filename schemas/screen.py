@@ -15,11 +15,11 @@ from msgspec import inspect
 from .activity import FIELDS, Activity
 from .codec import WireActivity
 from .compiled import Array, check_inside, compiled
-from .times import FIRST_MS, LAST_MS
-from .wire import MAX_BYTES
+from .times import EARLIEST_MS, LAST_MS
+from .wire import MAX_BYTES, NOT_BLANK
 
-UNREAD, TEXT, MOMENT, OTHER = range(4)
-"""Kinds of fields: nobody reads it; a text; the time; one that only the codec knows."""
+UNREAD, TEXT, MOMENT, OTHER, ID = range(5)
+"""Kinds of fields: nobody reads it; a text; the time; one that only the codec knows; a text that is not blank."""
 QUOTE, COMMA, MINUS, PLUS, DOT, ZERO, COLON, OPEN, CLOSE = b'",-+.0:{}'
 BARE = np.array([32 <= byte < 127 and byte not in b'"\\' for byte in range(256)])
 """Bytes that stand for themselves in a text."""
@@ -85,8 +85,9 @@ def _fields(struct: Any) -> tuple[tuple[Array, Array, Array], int]:
         if kinds == {inspect.IntType, inspect.DateTimeType}:
             kind = MOMENT
         for text in types:
-            if isinstance(text, inspect.StrType) and kinds <= {inspect.StrType, inspect.NoneType} and text.pattern is None:
-                kind, least, most = TEXT, text.min_length or 0, MAX_BYTES if text.max_length is None else text.max_length
+            if isinstance(text, inspect.StrType) and kinds <= {inspect.StrType, inspect.NoneType} and text.pattern in (None, NOT_BLANK):
+                kind = TEXT if text.pattern is None else ID
+                least, most = text.min_length or 0, MAX_BYTES if text.max_length is None else text.max_length
         names.append(field.encode_name.encode())
         rows.append((kind, least, most, int(inspect.NoneType in kinds)))
         required |= int(field.required) << number
@@ -242,16 +243,18 @@ def _plain(
                 return False
             if kind == MOMENT:
                 us = _moment_us(data, begin, at, months)
-                if us == -1 << 63 or us > latest_ms * 1000:
+                if us < EARLIEST_MS * 1000 or us > latest_ms * 1000:
                     return False
                 spans[-1, 0] = us // 1000
             elif at - begin < least or at - begin > most:
                 return False
-            if kind == TEXT:
+            if kind == ID and _blank(data, begin, at, blank) == at:
+                return False
+            if kind in (TEXT, ID):
                 spans[field, 0], spans[field, 1] = begin, at
             at += 1
         elif data[at] == MINUS or (data[at] >= ZERO and data[at] <= ZERO + 9):
-            if kind == TEXT:
+            if kind in (TEXT, ID):
                 return False
             negative = data[at] == MINUS
             if negative:
@@ -266,12 +269,12 @@ def _plain(
             if negative:
                 value = -value
             if kind == MOMENT:
-                if value < FIRST_MS or value > latest_ms:
+                if value < EARLIEST_MS or value > latest_ms:
                     return False
                 spans[-1, 0] = value
         else:
             size = _literal(data, at, end)
-            if size == 0 or kind == MOMENT or (kind == TEXT and (data[at] != 110 or nullable == 0)):
+            if size == 0 or kind == MOMENT or (kind in (TEXT, ID) and (data[at] != 110 or nullable == 0)):
                 return False
             at += size
         at = _blank(data, at, end, blank)

@@ -14,6 +14,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MILLISECOND = timedelta(milliseconds=1)
 FIRST_MS = -62_135_596_800_000  # 0001-01-01T00:00:00.000Z
 LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+EARLIEST_MS = 946_684_800_000  # 2000-01-01T00:00:00.000Z: no input fact is older
 DAY_MS = 86_400_000
 
 _days: dict[int, str] = {}  # day since 1970 -> "2026-01-02T"; formatting the date is the dear part
@@ -50,6 +51,19 @@ def datetime_ms(at: datetime) -> int:
     if FIRST_MS <= at_ms <= LAST_MS:
         return at_ms
     raise _out_of_range(at_ms)
+
+
+def refuse_early(at_ms: int) -> int:
+    """Return *at_ms*, the time of an input fact. Raise `Refused` (`bad_time`) for one before the year 2000.
+
+    Such a time is nearly always a number of seconds, or a missing one that became 0.
+    """
+    if at_ms >= EARLIEST_MS:
+        return at_ms
+    hint = "send the time at which it happened"
+    if EARLIEST_MS <= at_ms * 1000 <= LAST_MS:
+        hint = f"if these are seconds, send milliseconds: {at_ms * 1000} is {format_ms(at_ms * 1000)}"
+    raise Refused("bad_time", f"{format_ms(at_ms)} ({at_ms} ms) is before the year 2000; {hint}")
 
 
 def _out_of_range(at_ms: int) -> Refused:

@@ -145,7 +145,7 @@ def test_a_clock_that_jumps(kafka: str, prefix: str, tmp_path: Path) -> None:
         faults.write_text(json.dumps({"clock_seconds": 40 * 86_400.0}))
 
         def ended() -> bool:
-            group.send("activities", [("late", b'{"contact_id": "late", "type": "search", "at": 1}')])  # the stream may be over
+            group.send("activities", [("late", b'{"contact_id": "late", "type": "search", "at": 1700000000001}')])  # the stream may be over
             return not group.workers["a"].alive
 
         group.until(ended, "for the broker to refuse what the worker says")
@@ -200,7 +200,8 @@ def test_partitions_without_records(kafka: str, prefix: str, tmp_path: Path) -> 
     """All that there is is in one partition of four."""
     with Group(kafka, prefix, tmp_path, **TIMING) as group:
         opened(group)
-        group.send("activities", [("lonely", json.dumps({"contact_id": "lonely", "type": "search", "at": n}).encode()) for n in range(50)])
+        lonely = [{"contact_id": "lonely", "type": "search", "at": 1_700_000_000_000 + n} for n in range(50)]
+        group.send("activities", [("lonely", json.dumps(fact).encode()) for fact in lonely])
         group.verify()
         group.kill("a")
         group.start("a", wipe=True)
@@ -213,7 +214,8 @@ def test_a_topic_that_was_deleted_by_mistake(broker: KafkaBroker, prefix: str, t
     """Nobody goes on as if nothing had happened: the worker ends or is not ready, and does not start before the topic is there again."""
     with Group(broker.bootstrap, prefix, tmp_path / "group", **TIMING) as group:
         opened(group)
-        group.send("activities", [("c", json.dumps({"contact_id": "c", "type": "search", "at": n}).encode()) for n in range(50)])
+        searches = [{"contact_id": "c", "type": "search", "at": 1_700_000_000_000 + n} for n in range(50)]
+        group.send("activities", [("c", json.dumps(fact).encode()) for fact in searches])
         group.settled()
         admin = AdminClient(librdkafka_config(group.settings))
         admin.delete_topics([prefix + short])[prefix + short].result(PATIENCE_SECONDS)

@@ -255,10 +255,10 @@ def test_bad_facts_are_listed_and_the_good_ones_taken(waypost: Waypost, name: st
 
 
 def test_merges_and_profiles_are_checked_too(waypost: Waypost, name: str) -> None:
-    merge = {"from": f"{name}-a", "into": f"{name}-b", "at": 1}
+    merge = {"from": f"{name}-a", "into": f"{name}-b", "at": 1_700_000_000_001}
     answer = waypost.http.post("/api/merges", json=[merge, {**merge, "into": f"{name}-a"}, {**merge, "from_": "x"}]).json()
     assert (answer["taken"], [r["error"]["code"] for r in answer["refused"]]) == (1, ["self_merge", "unknown_field"])
-    profile = {"contact_id": f"{name}-a", "at": 1, "attributes": {"anything": {"goes": [1]}}}
+    profile = {"contact_id": f"{name}-a", "at": 1_700_000_000_001, "attributes": {"anything": {"goes": [1]}}}
     answer = waypost.http.post("/api/contacts", json=[profile, {**profile, "groups": "vip"}, {**profile, "at": True}]).json()
     assert (answer["taken"], [r["error"]["path"] for r in answer["refused"]]) == (1, ["groups", "at"])
 
@@ -426,7 +426,7 @@ def test_contacts_with_odd_ids(waypost: Waypost, name: str, odd: str) -> None:
     put(waypost, journey(name, "a"))
     waypost.settled(name)
     id_ = f"{name}{odd}"
-    send(waypost, "activities", {"contact_id": id_, "type": "pagevisit", "page": f"/{name}/a", "at": 1})
+    send(waypost, "activities", {"contact_id": id_, "type": "pagevisit", "page": f"/{name}/a", "at": 1_700_000_000_001})
     waypost.settled(name)
     assert waypost.http.get(f"/api/contacts/{quote(id_, safe='')}").json()["survivor"] == id_
 

@@ -146,7 +146,7 @@ async def test_a_sum_of_some_partitions_is_never_shown(nobody_there: Settings) -
             assert answer.headers["retry-after"] == "1"
         health = (await client.get("/api/health")).json()
         assert (health["status"], health["lag"], [w["state"] for w in health["workers"]]) == ("degraded", None, ["silent"])
-        taken = await client.post("/api/activities", json=[{"contact_id": "ada", "type": "x", "at": 1}])
+        taken = await client.post("/api/activities", json=[{"contact_id": "ada", "type": "x", "at": 1_700_000_000_001}])
         assert (taken.status_code, taken.json()["taken"]) == (202, 1)  # what comes in is safe, whoever is away
         assert (await client.get("/readyz")).status_code == 200
 

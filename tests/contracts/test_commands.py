@@ -132,7 +132,7 @@ def test_a_taken_port_is_told_with_the_way_out(tmp_path: Path, waypost: Waypost)
 
 def test_a_worker_that_dies_is_started_again(broker: Broker, prefix: str, tmp_path: Path) -> None:
     with started(broker.bootstrap, prefix, tmp_path / "data") as running:
-        facts = [{"contact_id": f"c{i}", "type": "memberregistration", "at": i} for i in range(50)]
+        facts = [{"contact_id": f"c{i}", "type": "memberregistration", "at": 1_700_000_000_000 + i} for i in range(50)]
         body = {"name": "x", "stages": [{"name": "a", "condition": {"any": [{"rule": "became_member"}]}}]}
         assert running.http.put("/api/journeys/x", json=body).status_code == 201
         assert running.http.post("/api/activities", json=facts).json()["taken"] == 50

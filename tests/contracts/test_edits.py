@@ -72,7 +72,9 @@ def test_values_seen_lately_are_told_the_most_frequent_first(waypost: Waypost, n
 
 def test_groups_days_and_waits_add_up_to_the_results(waypost: Waypost, name: str) -> None:
     put(waypost, journey(name, "a", "b", "c"))
-    send(waypost, "contacts", *({"contact_id": f"{name}-{k}", "groups": ["red"] if k < 3 else ["red", "blue"], "at": 1} for k in range(5)))
+    groups = [["red"] if k < 3 else ["red", "blue"] for k in range(5)]
+    profiles = [{"contact_id": f"{name}-{k}", "groups": mine, "at": 1_700_000_000_001} for k, mine in enumerate(groups)]
+    send(waypost, "contacts", *profiles)
     send(waypost, "activities", *(visit(name, str(k), "a", "10:00:00") for k in range(8)))
     send(waypost, "activities", *(visit(name, str(k), "b", f"10:{k + 1:02}:00") for k in range(4)))
     send(waypost, "activities", *(visit(name, str(k), "c", f"10:0{k + 5}:00") for k in range(3)))
@@ -108,7 +110,7 @@ def test_what_a_contact_lacks_is_told_with_what_does_not_count(waypost: Waypost,
     body["stages"][1]["condition"] = {"all": [b, {"any": [c]}]}
     put(waypost, body)
     send(waypost, "activities", visit(name, "x", "b", "09:00:00"), visit(name, "x", "a", "10:00:00"), visit(name, "x", "c", "11:00:00"))
-    send(waypost, "contacts", {"contact_id": f"{name}-x", "groups": [], "attributes": {"name": "Ada"}, "at": 1})
+    send(waypost, "contacts", {"contact_id": f"{name}-x", "groups": [], "attributes": {"name": "Ada"}, "at": 1_700_000_000_001})
     waypost.settled(name)
     found = waypost.http.get(f"/api/contacts/{name}-x").json()
     standing = next(one for one in found["journeys"] if one["journey"] == name)

@@ -354,7 +354,7 @@ def test_another_distribution_adds_a_rule_by_one_class(tmp_path):
         assert parse_journey(journey_json(journey)) == journey
         matcher = Matcher(by_key(journey.stages[0].condition.members))
         for title in ("a loan", "loan", "nothing", None):
-            raw = json.dumps({"contact_id": "c", "type": "ProductView", "at": 1, "title": title}).encode()
+            raw = json.dumps({"contact_id": "c", "type": "ProductView", "at": 1_700_000_000_001, "title": title}).encode()
             print(len(matcher.match(codec.decode_activity(raw))), end=" ")
         print(journey.stages[0].condition.members[0].describe(), rules.catalogue_data()[-1]["category"], dict(matcher.faults))
         """,

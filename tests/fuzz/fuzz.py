@@ -180,8 +180,8 @@ VALUES = ("converted", "0", "-1", "1", "9" * 30, "", "é", "\u202e", "%00", "../
 
 def calls(r: Random) -> Iterator[tuple[str, str, dict[str, str], bytes | None, dict[str, str]]]:
     """Method, path, query, body, headers; for ever."""
-    bodies = [json.dumps(JOURNEY).encode(), b'[{"contact_id":"c","type":"click","at":1}]', b'[{"from":"a","into":"b","at":1}]']
-    bodies += [b'{"journeys":["fuzz"]}', b'{"ids":["0-0"]}', b"[]", b"{}"]
+    bodies = [json.dumps(JOURNEY).encode(), b'[{"contact_id":"c","type":"click","at":1700000000001}]']
+    bodies += [b'[{"from":"a","into":"b","at":1700000000001}]', b'{"journeys":["fuzz"]}', b'{"ids":["0-0"]}', b"[]", b"{}"]
     while True:
         methods, path = r.choice(PATHS)
         while "{}" in path:

@@ -13,6 +13,7 @@ from schemas import codec, rules
 from schemas.activity import FIELDS
 from schemas.rules import Contains, FieldTest, Rule, rule_key
 from schemas.text import OPERATORS
+from schemas.times import DAY_MS
 from state import matching, oracle
 from state.matching import Matcher
 from state.recalculation import by_key
@@ -77,7 +78,7 @@ some_rules = st.one_of(
 )
 values = st.none() | texts | st.just("")
 some_activities = st.builds(
-    lambda type_, fields: {"contact_id": "c", "type": type_, "at": 1, "id": "a", **fields},
+    lambda type_, fields: {"contact_id": "c", "type": type_, "at": 1_700_000_000_001, "id": "a", **fields},
     st.sampled_from(TYPES),
     st.fixed_dictionaries(dict.fromkeys(("page", "url", "channel", "value"), values)),
 )
@@ -147,8 +148,8 @@ class InTheMorning(Rule):
 def test_own_code_gets_the_time_in_milliseconds_however_it_was_written():
     matcher = Matcher(by_key([InTheMorning()]))
     for at, met in (
-        (1, 1),
-        (13 * 3_600_000, 0),
+        (DAY_MS * 20_000 + 1, 1),
+        (DAY_MS * 20_000 + 13 * 3_600_000, 0),
         ("2026-01-02T09:00:00Z", 1),
         ("2026-01-02T12:30:00+01:00", 1),
         ("2026-01-02T12:00:00Z", 0),
@@ -158,7 +159,7 @@ def test_own_code_gets_the_time_in_milliseconds_however_it_was_written():
 
 def test_own_code_that_fails_is_counted_and_stops_nothing():
     matcher = Matcher(by_key([Broken(), rules.PerformedActivity(activity="click")]))
-    met = matcher.match(decoded({"contact_id": "c", "type": "Click", "at": 1}))
+    met = matcher.match(decoded({"contact_id": "c", "type": "Click", "at": 1_700_000_000_001}))
     assert met == (rule_key(rules.PerformedActivity(activity="click")),)
     assert matcher.faults == {"broken": 1}
 
@@ -173,7 +174,7 @@ def test_patterns_that_overflow_a_set_are_searched_for_all_the_same():
     matcher = Matcher(by_key(rules.VisitedUrl(url={"matches": source}) for source in sources))
     for number in (0, 17, 1199):
         url = f"abba{number} {'xyz' * 5} q{number}"
-        met = matcher.match(decoded({"contact_id": "c", "type": "pagevisit", "at": 1, "url": url}))
+        met = matcher.match(decoded({"contact_id": "c", "type": "pagevisit", "at": 1_700_000_000_001, "url": url}))
         assert set(met) == {
             rule_key(rules.VisitedUrl(url={"matches": source}))
             for source in sources
@@ -227,7 +228,7 @@ def test_the_cost_of_an_activity_does_not_grow_with_the_rules_that_exist(remembe
         {"page": f"/campaign/{i}", "url": f"https://bank.example/{i}?utm=ads", "channel": f"channel-{i % 7}"}
         for i in range(500)
     ]
-    activities = [decoded({"contact_id": "c", "type": "pagevisit", "at": 1, **f}) for f in fields]
+    activities = [decoded({"contact_id": "c", "type": "pagevisit", "at": 1_700_000_000_001, **f}) for f in fields]
     few, many = Matcher(by_key(many_rules(40))), Matcher(by_key(many_rules(10_000)))
     assert seconds(many, activities) < 3 * seconds(
         few, activities

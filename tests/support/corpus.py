@@ -16,6 +16,7 @@ import msgspec
 
 from agents import handoffs
 from schemas.hashing import h8
+from schemas.times import EARLIEST_MS
 from state.evidence import hit
 from state.identity import Merge, Profile
 from state.messages import Join, Unite
@@ -110,6 +111,17 @@ WRONG_TYPES: dict[str, Any] = {
     "list": ["x"],
     "object": {"x": 1},
 }
+
+TOO_EARLY: dict[str, Any] = {
+    "in seconds": AT_MS // 1000,
+    "the epoch": 0,
+    "before 1970": -1,
+    "the last millisecond of 1999": EARLIEST_MS - 1,
+    "the last second of 1999": "1999-12-31T23:59:59Z",
+    "1999 by its offset": "2000-01-01T00:59:59+01:00",
+    "the first year": "0001-01-01T00:00:00Z",
+}
+BLANKS = {"a blank": " ", "blanks": "   ", "a tab": "\t", "no-break spaces": "\u00a0\u2003"}
 
 NOT_JSON: dict[str, bytes] = {
     "empty": b"",
@@ -229,6 +241,8 @@ def _bad() -> Iterator[Bad]:
         for field in IDS[topic]:
             yield bad(f"{field} null", raw(fact(**{field: None})), rf"\b{field}\b")
             yield bad(f"{field} empty", raw(fact(**{field: ""})), rf"\b{field}\b")
+            for name, blank in BLANKS.items():
+                yield bad(f"{field} of {name}", raw(fact(**{field: blank})), rf"{field}.*blank")
             yield bad(f"{field} of 201 characters", raw(fact(**{field: "c" * 201})), rf"\b{field}\b|200")
             yield bad(f"{field} of 201 emoji", raw(fact(**{field: "🙂" * 201})), rf"\b{field}\b|200")
             yield bad(f"{field} of 100,000 characters", raw(fact(**{field: "c" * 100_000})), rf"\b{field}\b|200")
@@ -248,6 +262,8 @@ def _bad() -> Iterator[Bad]:
         yield bad("at NaN", good.replace(b'"%s"' % AT.encode(), b"NaN"), "json")
         yield bad("at in the year 2999", raw(fact(at=FAR)), "future|ahead")
         yield bad("at in the year 2999, as an integer", raw(fact(at=FAR_MS)), "future|ahead")
+        for name, early in TOO_EARLY.items():
+            yield bad(f"at {name}", raw(fact(at=early)), "before the year 2000")
         yield bad("at in microseconds", raw(fact(at=AT_MS * 1000)), r"future|ahead|\bat\b|time")
         # headers and keys do not excuse
         yield bad(
@@ -405,8 +421,8 @@ def _good() -> Iterator[Good]:
     yield act("offset -11:30", "strange-11", at="2026-01-01T15:34:05.678-11:30")
     yield act("microseconds are cut", "strange-12", at="2026-01-02T03:04:05.678999Z")
     yield act("no fraction", "strange-13", AT_MS - 678, at="2026-01-02T03:04:05Z")
-    yield act("the epoch", "strange-14", 0, at=0)
-    yield act("before 1970", "strange-15", -1, at=-1)
+    yield act("the first millisecond of 2000", "strange-14", EARLIEST_MS, at=EARLIEST_MS)
+    yield act("the year 2000 by its offset", "strange-15", EARLIEST_MS, at="1999-12-31T23:00:00-01:00")
     yield act("all optional fields null", "strange-16", **dict.fromkeys(OPTIONAL_TEXT))
     yield act("all optional fields set", "strange-17", **dict.fromkeys(OPTIONAL_TEXT, "x"))
     yield act("id null", "strange-18", id=None)
