@@ -134,13 +134,21 @@ class Guard:
         kind, _, target = path.removeprefix("/api/").partition("/")
         if kind == "contacts":
             target = h8(target).hex()  # who was erased is not to be found here
-        client = scope.get("client")
         await self._audit(
             {
                 "at": format_ms(now_ms()), "who": None if person is None else person.name, "role": None if person is None else person.role,
-                "address": client[0] if client else None, "action": f"{method} {kind}", "target": target or None, "status": status,
+                "address": client_address(scope), "action": f"{method} {kind}", "target": target or None, "status": status,
             }
         )  # fmt: skip
+
+
+def client_address(scope: Scope) -> str | None:
+    """The address that a request comes from; None when it is none: a trusted proxy passes on whatever its client wrote into `X-Forwarded-For`."""
+    client = scope.get("client")
+    try:
+        return None if client is None else str(ipaddress.ip_address(client[0]))
+    except ValueError:
+        return None
 
 
 def session_of(headers: Headers) -> str | None:

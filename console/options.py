@@ -30,7 +30,7 @@ WORKER = (
     "recalculation_time_zone", "evidence_retention_days", *LOGS,
 )  # fmt: skip
 CONSOLE = (
-    *BROKER, "partitions", "group", "workers", "console_host", "console_port", "users_file",
+    *BROKER, "partitions", "group", "workers", "console_host", "console_port", "trusted_proxies", "users_file",
     "oidc_issuer", "oidc_client_id", "oidc_role_claim", "session_hours", "max_future_hours",
     "recalculation_schedule", "recalculation_time_zone", *LOGS,
 )  # fmt: skip

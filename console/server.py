@@ -76,7 +76,7 @@ async def serve(
             raise CannotStart(str(error)) from None
         config = uvicorn.Config(
             app, log_config=None, lifespan="off", timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=STOP_SECONDS, server_header=False,
-            access_log=False,
+            access_log=False, proxy_headers=True, forwarded_allow_ips=list(settings.trusted_proxies),
         )
         server = _Server(config)
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -115,6 +116,9 @@ class Settings(BaseModel):
     console_host: str = Field("127.0.0.1", min_length=1, description="Address on which the console listens.")
     console_port: int = Field(8080, ge=0, le=65535, description="Port on which the console listens. 0: a free one.")
 
+    trusted_proxies: Words = Field(("127.0.0.1", "::1"), description="Addresses and networks (`10.0.0.0/8`) of the proxies before the console, "
+                                   "comma-separated. Only their `X-Forwarded-For` and `X-Forwarded-Proto` are believed.")
+
     users_file: Path | None = Field(None, description="File of the users and tokens of the console, made by `waypost user`. Empty: everybody "
                                     "who reaches the console may do everything, so that it listens on loopback alone.")
     oidc_issuer: str | None = Field(None, pattern=r"^https?://[^\s]+", description="Provider of identities (OpenID Connect) at which people log in "
@@ -215,6 +219,18 @@ class Settings(BaseModel):
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url!r} is not a URL; write for example http://10.0.0.7:6066")
         return tuple(url.rstrip("/") for url in value)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            try:
+                network = ip_network(word)
+            except ValueError as error:
+                raise ValueError(f"{error}; write addresses and networks, for example 10.0.0.7, 10.1.0.0/16") from None
+            if network.prefixlen == 0:
+                raise ValueError(f"{word} is every address, so that anybody could choose the address he seems to come from; name the proxies alone")
+        return value
 
     @field_validator("ssl_cafile", "ssl_certfile", "ssl_keyfile")
     @classmethod

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from console.errors import ApiError
-from console.guard import Audit, cookie, session_of
+from console.guard import Audit, client_address, cookie, session_of
 from console.kafka import now_ms
 from console.openid import BEGUN_SECONDS, OpenId, OpenIdError
 from console.people import MAX_PASSWORD, Failures, People, Sessions
@@ -46,7 +46,7 @@ def install(
             return RedirectResponse("/journeys", 303)
         said = await _form(request)
         name, password, following = said.get("name", ""), said.get("password", ""), said.get("next", "/journeys")
-        address = request.client.host if request.client else ""
+        address = client_address(request.scope) or ""
         wait = failures.wait_seconds(name, address)
         if wait > 0:
             minutes = int(wait // 60) + 1
@@ -55,8 +55,8 @@ def install(
             return found
         person = await asyncio.to_thread(people.check, name, password[:MAX_PASSWORD])
         await audit(
-            {"at": format_ms(now_ms()), "who": name[:64], "role": None if person is None else person.role, "address": address, "action": "login",
-             "target": None, "status": 401 if person is None else 303}
+            {"at": format_ms(now_ms()), "who": name[:64], "role": None if person is None else person.role, "address": address or None,
+             "action": "login", "target": None, "status": 401 if person is None else 303}
         )  # fmt: skip
         if person is None:
             failures.failed(name, address)
@@ -106,7 +106,7 @@ def _at_a_provider(router: APIRouter, openid: OpenId, sessions: Sessions, sessio
 
     @router.get("/login/openid/back", tags=[ANY_QUERY])
     async def finish(request: Request) -> Response:
-        address, person, status = request.client.host if request.client else "", None, 401
+        address, person, status = client_address(request.scope) or "", None, 401
         try:
             person, following = await openid.finish(request.query_params, request.cookies.get(STATE_COOKIE), back(request))
             sessions.end(session_of(request.headers) or "")
@@ -117,7 +117,7 @@ def _at_a_provider(router: APIRouter, openid: OpenId, sessions: Sessions, sessio
             found = refused(error, 401)
         found.delete_cookie(STATE_COOKIE, path="/login")
         who = {"who": "?" if person is None else person.name, "role": None if person is None else person.role}
-        await audit({"at": format_ms(now_ms()), **who, "address": address, "action": "login", "target": None, "status": status})
+        await audit({"at": format_ms(now_ms()), **who, "address": address or None, "action": "login", "target": None, "status": status})
         return found
 
 

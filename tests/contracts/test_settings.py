@@ -105,6 +105,10 @@ def test_a_changed_copy_remembers_who_changed_it():
     ({"WAYPOST_LOG_LEVEL": "loud"}, "log_level = 'LOUD' (environment WAYPOST_LOG_LEVEL): Input should be 'DEBUG', 'INFO'"),
     ({"WAYPOST_TOPIC_PREFIX": "a b"}, "topic_prefix = 'a b'"),
     ({"WAYPOST_WORKERS": "10.0.0.1:80"}, "'10.0.0.1:80' is not a URL; write for example http://"),
+    ({"WAYPOST_TRUSTED_PROXIES": "10.0.0.1, proxy"}, "trusted_proxies = '10.0.0.1, proxy' (environment WAYPOST_TRUSTED_PROXIES): 'proxy' does not"),
+    ({"WAYPOST_TRUSTED_PROXIES": "10.0.0.1/8"}, "has host bits set; write addresses and networks, for example"),
+    ({"WAYPOST_TRUSTED_PROXIES": "*"}, "write addresses and networks, for example 10.0.0.7"),
+    ({"WAYPOST_TRUSTED_PROXIES": "0.0.0.0/0"}, "0.0.0.0/0 is every address"),
     ({"WAYPOST_WORKER_ADVERTISED_URL": "host"}, "worker_advertised_url = 'host'"),
     ({"WAYPOST_SSL_CAFILE": "/nowhere.pem", "WAYPOST_SECURITY_PROTOCOL": "SSL"}, "ssl_cafile = '/nowhere.pem' (environment "
      "WAYPOST_SSL_CAFILE): there is no such file; name a PEM file"),
