@@ -22,7 +22,8 @@ from .bodies import read_body
 from .errors import ApiError
 from .facts import KINDS, array, check, taken
 from .guard import Guard
-from .handlers import install
+from .handlers import Failsafe, install
+from .journeys import ABSENT, PRESENT
 from .kafka import now_ms
 from .measure import Measured
 from .openapi import describe, errors, request_body
@@ -42,6 +43,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 Cursor = Annotated[str | None, Query(min_length=1, max_length=4000, description="as the page before gave it")]
 # A precondition is HTTP's (RFC 9110), and its answer, 412, depends on the state: so it is told in words, not as a parameter with good and bad values.
 IfMatch = Annotated[str | None, Header(alias="If-Match", include_in_schema=False)]
+IfNoneMatch = Annotated[str | None, Header(alias="If-None-Match", include_in_schema=False)]
 STATES = (PLANNED, FILLING, SWITCHING, LIVE, CANCELLED, FAILED)
 GUARD = """
 
@@ -76,6 +78,7 @@ def build(backend: Backend, guarded: bool = True) -> FastAPI:
     )
     install(app)
     login = _guarded(app, backend) if guarded else None
+    app.add_middleware(Failsafe, page=page_routes.error_page)
     app.add_middleware(Measured)
     _journeys(app, backend)
     _results(app, backend)
@@ -104,10 +107,17 @@ def _guarded(app: FastAPI, backend: Backend) -> Callable[[APIRouter], None]:
 # ---------------------------------------------------------------------------------------- journeys
 
 
-def _expected(if_match: str | None) -> int | None:
-    """The version that the writer saw; None for any; 0, which no version has, for what is no version."""
-    if if_match is None or if_match.strip() == "*":
+def _expected(if_match: str | None, if_none_match: str | None = None) -> int | None:
+    """Return the version that the writer saw; `ABSENT` or `PRESENT` for `*`; None without a precondition; 0, which no version has, for what is no
+    version. Raises `ApiError` (422) for an `If-None-Match` with versions, which no writer can mean."""
+    if if_none_match is not None:
+        if if_none_match.strip() != "*" or if_match is not None:
+            raise ApiError(422, "bad_precondition", "If-None-Match: give *, which creates only, and no If-Match beside it", "If-None-Match")
+        return ABSENT
+    if if_match is None:
         return None
+    if if_match.strip() == "*":
+        return PRESENT
     found = re.fullmatch(r'\s*"([1-9][0-9]{0,14})"\s*', if_match)
     return int(found[1]) if found else 0
 
@@ -145,12 +155,15 @@ def _journeys(app: FastAPI, backend: Backend) -> None:
         },
         openapi_extra=request_body({"$ref": "#/components/schemas/Journey"}),
         description="Creates a journey, or makes a new version of it. An equal body changes nothing. `version`, `saved_at` and `status` are ignored."
-        + GUARD,
+        + GUARD
+        + " `If-None-Match: *` creates only: when the journey exists, nothing changes and the answer is 412.",
     )
-    async def save_journey(journey_id: JourneyId, request: Request, response: Response, if_match: IfMatch = None) -> Any:
+    async def save_journey(
+        journey_id: JourneyId, request: Request, response: Response, if_match: IfMatch = None, if_none_match: IfNoneMatch = None
+    ) -> Any:
         new = backend.store.get(journey_id) is None
         journey = _journey(journey_id, await read_body(request), scheduled=new and bool(backend.settings.recalculation_schedule))
-        saved, created = await backend.store.put(journey, _expected(if_match))
+        saved, created = await backend.store.put(journey, _expected(if_match, if_none_match))
         (found,) = await shown([saved])
         response.status_code = 201 if created else 200
         response.headers["ETag"] = f'"{saved.version}"'

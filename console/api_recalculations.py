@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import FastAPI, Path, Query, Request
 
 from agents.driver import next_run_ms
@@ -15,7 +14,7 @@ from schemas.times import format_ms
 
 from . import models
 from .backend import Backend
-from .bodies import read_body
+from .bodies import decode_json, read_body
 from .errors import ApiError
 from .kafka import now_ms
 from .openapi import errors, request_body
@@ -116,12 +115,7 @@ def schedule_of(backend: Backend) -> dict[str, Any]:
 
 def _read(body: bytes) -> tuple[list[str] | None, float | None]:
     """`(journey ids or None for all, events a second or None)`. Raises `ApiError`."""
-    try:
-        said = msgspec.json.decode(body)
-    except RecursionError:
-        raise ApiError(422, "too_deep", "objects and lists are nested too deep; flatten them") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(422, "not_json", f"the body is not JSON ({error}); send an object with journeys") from None
+    said = decode_json(body, "an object with journeys")
     if not isinstance(said, dict):
         raise ApiError(422, "wrong_type", f'{shown(said)} is not an object; send {{"journeys": ["an-id"]}} or {{"journeys": "all"}}')
     for name in said:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import FastAPI, Query, Request
 
 from schemas.errors import Refused, shown
@@ -12,7 +11,7 @@ from schemas.times import parse_ms
 
 from . import models
 from .backend import Backend
-from .bodies import read_body
+from .bodies import decode_json, read_body
 from .errors import ApiError
 from .openapi import errors, request_body
 from .rejected import ID, Filter, parse_id
@@ -104,12 +103,7 @@ def _parsed(text: str | None, name: str) -> int | None:
 
 def _read(body: bytes) -> list[Mend | Refused]:
     """What is to be sent; what cannot be is `Refused` in its place. Raises `ApiError` for a body that is none."""
-    try:
-        said = msgspec.json.decode(body)
-    except RecursionError:
-        raise ApiError(422, "too_deep", "objects and lists are nested too deep; flatten them") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(422, "not_json", f"the body is not JSON ({error}); send an object with records") from None
+    said = decode_json(body, "an object with records")
     if not isinstance(said, dict):
         raise ApiError(422, "wrong_type", f'{shown(said)} is not an object; send {{"records": [{{"id": "0-1"}}]}}')
     for name in said:

@@ -1,7 +1,10 @@
-"""Bodies: reads what a request carries, as bytes, within a limit. Interprets nothing but the content type."""
+"""Bodies: reads what a request carries, as bytes, within a limit, and decodes JSON. Knows no route."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
@@ -31,6 +34,16 @@ async def read_body(request: Request, limit_bytes: int = MAX_BODY_BYTES) -> byte
     except ClientDisconnect:
         raise ApiError(400, "bad_request", "the request broke off before all of it was here") from None
     return b"".join(parts)
+
+
+def decode_json(body: bytes, expected: str) -> Any:
+    """Decode a JSON *body*; *expected* says in the error what to send. Raises `ApiError` (422)."""
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise ApiError(422, "too_deep", "objects and lists are nested too deep; flatten them") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(422, "not_json", f"the body is not JSON ({error}); send {expected}") from None
 
 
 def _too_large(limit_bytes: int) -> ApiError:

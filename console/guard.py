@@ -13,7 +13,7 @@ import re
 from collections.abc import Awaitable, Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from aiokafka.errors import KafkaError
 from starlette.datastructures import Headers
@@ -49,6 +49,7 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("PUT POST DELETE PATCH", r"/.*", "operator"),
 )
 AUDITED = re.compile(r"/api/(journeys/[^/]+|recalculations(/[^/]+/cancel)?|contacts/.+|rejected/resend)", re.DOTALL)
+HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._~-]*))(?::(?P<port>[0-9]{0,5}))?")
 WITHOUT = re.compile(r"/operations/behind")  # every page asks for it
 
 
@@ -113,7 +114,10 @@ class Guard:
 
     def _refused(self, method: str, path: str, headers: Headers, person: Person | None, by_token: bool) -> Response | None:
         """What is answered instead; None for a request that may pass."""
-        if self._people is None and not _of_loopback(headers.get("host", ""), self._host):
+        name = host_name(headers.get("host", ""))
+        if name is None:
+            return answer(ApiError(400, "bad_host", "the header Host is not a host with an optional port; send the address of this console"))
+        if self._people is None and not _of_loopback(name, self._host):
             return answer(ApiError(403, "foreign_host", "this console answers to names of this machine alone; open it by its address"))
         if method not in SAFE and not by_token and _from_elsewhere(headers):
             return answer(ApiError(403, "cross_site", "a page of another site sent this request: nothing was changed"))
@@ -172,11 +176,28 @@ def _from_elsewhere(headers: Headers) -> bool:
     if site is not None and site not in ("same-origin", "none"):
         return True
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    if origin is None:
+        return False
+    _, found, authority = origin.partition("://")
+    return not found or authority.lower() != headers.get("host", "").lower()
 
 
-def _of_loopback(host: str, configured: str) -> bool:
-    name = (urlsplit(f"//{host}").hostname or "") if host else ""
+def host_name(host: str) -> str | None:
+    """Return the name or address in a `Host` header, in lower case; None for a value that is none. No library of URLs sees such a value:
+    `urlsplit` raises on some, and so does each `request.url`."""
+    found = HOST.fullmatch(host)
+    if found is None or int(found["port"] or 0) > 65535:
+        return None
+    address = found["address"]
+    if address is not None:
+        try:
+            return ipaddress.IPv6Address(address).compressed
+        except ValueError:
+            return None
+    return found["name"].lower()
+
+
+def _of_loopback(name: str, configured: str) -> bool:
     if not name or name in ("localhost", configured.lower()) or name.endswith(".localhost"):
         return True
     try:

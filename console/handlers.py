@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import Refused, shown
 from schemas.sentences import broken
@@ -55,15 +57,44 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return answer(http_error(request, error))
 
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return answer(ApiError(500, "internal_error", "something went wrong here, not with what you sent; the log of the console says what"))
-
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)
+
+
+class Failsafe:
+    """ASGI middleware: answers what *app* fails on with a 500 in the one shape, or by *page* to a browser, and keeps the connection.
+
+    Starlette's own handler raises again after its answer, so that the server logs the error twice and closes the connection.
+    """
+
+    def __init__(self, app: ASGIApp, page: Callable[[ApiError], Response] = answer) -> None:
+        self._app = app
+        self._page = page
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            what = f"{scope['method']} {shown(scope['path'])}"
+            if started and isinstance(error, ApiError):
+                log.warning("%s broke off: %s", what, error)
+            else:
+                log.error("%s failed", what, exc_info=error)
+            if not started:  # else the server closes the connection, by which the client sees that the answer is not whole
+                found = ApiError(500, "internal_error", "something went wrong here, not with what you sent; the log of the console says what")
+                show = self._page if b"text/html" in dict(scope["headers"]).get(b"accept", b"") else answer
+                await show(found)(scope, receive, send)
 
 
 def parameter_error(details: Any) -> ApiError:

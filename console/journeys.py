@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 VERSION_HEADER = "waypost_version"  # of a tombstone: the last version, so that a journey made anew goes on counting
 KEPT_VERSIONS = 50  # of a journey, for results of versions before the newest
 WRITE_SECONDS = 15.0
+ABSENT, PRESENT = -1, -2
+"""In place of the version that a writer expects: there is no such journey (`If-None-Match: *`); there is one, of whatever version (`If-Match: *`)."""
 Send = Callable[[bytes, bytes | None, list[tuple[str, bytes]]], Awaitable[int]]
 """Writes (key, value, headers) to the journeys topic and gives the record's offset when the broker has it."""
 
@@ -154,8 +156,8 @@ class JourneyStore:
     async def put(self, journey: Journey, expected: int | None) -> tuple[Journey, bool]:
         """Saves *journey* as the next version; `(the journey as it is now, whether it was created)`. An equal body changes nothing.
 
-        *expected*: the version that the writer saw, or None for any. Raises `ApiError`: 412 when another version is there, 503 when the broker
-        does not answer.
+        *expected*: the version that the writer saw, `ABSENT`, `PRESENT`, or None for whatever is there. Raises `ApiError`: 412 when
+        something else is there, 503 when the broker does not answer.
         """
         async with self._locks[journey.id]:
             base = self._last.get(journey.id)
@@ -166,7 +168,8 @@ class JourneyStore:
             version = (base.version if base is not None else 0) + 1
             journey = journey.model_copy(update={"version": version, "saved_at": self._now_ms()})
             own, theirs = await self._write(journey.id, base, version, journey)
-            if theirs and not (theirs.journey is not None and body_digest(theirs.journey) == body_digest(journey)):
+            equal = theirs is not None and theirs.journey is not None and body_digest(theirs.journey) == body_digest(journey)
+            if theirs and not (equal and expected != ABSENT):
                 await self._put_back(journey.id, own, theirs)
                 raise self._conflict(journey.id)
             return journey, current is None
@@ -186,9 +189,13 @@ class JourneyStore:
         if expected is None:
             return
         found = base.version if base is not None and base.journey is not None else None
-        if found != expected:
+        if expected == ABSENT:
+            if found is not None:
+                message = f'journey "{id_}" exists, at version {found}; give the new one another id, or read it and edit that version'
+                raise ApiError(412, "version_conflict", message)
+        elif found != expected and not (expected == PRESENT and found is not None):
             is_now = f"it is at version {found} now" if found is not None else "it does not exist"
-            seen = f"version {expected}" if expected else "a version of this name"
+            seen = f"version {expected}" if expected > 0 else "any version" if expected == PRESENT else "a version of this name"
             raise ApiError(412, "version_conflict", f'journey "{id_}" is not at {seen}: {is_now}; read it again and repeat your edit')
 
     @staticmethod

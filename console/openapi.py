@@ -17,7 +17,7 @@ REF = "#/components/schemas/{}"
 REASONS = {
     404: "there is no such thing",
     409: "what was sent does not fit what is there: the body is another journey than the address, or nothing can be done with it",
-    412: "another version is there than `If-Match` says, or somebody else saved at the same moment",
+    412: "another version is there than `If-Match` or `If-None-Match` says, or somebody else saved at the same moment",
     413: "the body is too large",
     415: "the body is not JSON",
     422: "what was sent breaks a rule",

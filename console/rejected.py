@@ -266,6 +266,6 @@ def encode(uppers: Uppers) -> str:
 def decode(cursor: str) -> Uppers:
     try:
         found = {int(p): int(o) for p, o in json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))}
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise ApiError(404, "unknown_cursor", "there is no such page: give back the cursor of the page before as it is, or none", "cursor") from None
     return found

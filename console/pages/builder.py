@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from datetime import date
 from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from console import edits
 from console.api_recalculations import schedule_of
 from console.backend import Backend
-from console.bodies import read_body
+from console.bodies import decode_json, read_body
 from console.errors import ApiError
 from console.shop import JOURNEY as SAMPLE
 from console.written import from_text
@@ -24,6 +25,7 @@ from .page import as_data, page
 
 MAX_DRAFT_BYTES = 4 << 20
 Id = Annotated[str, Query(max_length=64)]
+FILE = '{"name": "journey.yaml", "text": "its content"}'
 EMPTY: dict[str, Any] = {"id": "", "name": "", "stages": [{"name": "", "condition": {"any": []}}]}
 
 
@@ -84,15 +86,29 @@ def install(router: APIRouter, backend: Backend) -> None:
     @router.post("/builder/import")
     async def bring_in(request: Request) -> Any:
         """The journey in a file, `{"name": …, "text": …}`, as a draft, and whether there is one of its id."""
-        said = msgspec.json.decode(await read_body(request, MAX_DRAFT_BYTES))
+        file = decode_json(await read_body(request, MAX_DRAFT_BYTES), FILE)
+        if not (isinstance(file, dict) and isinstance(file.get("name"), str) and isinstance(file.get("text"), str)):
+            raise ApiError(422, "wrong_type", f"the body is not a file; send {FILE}")
         try:
-            rows = from_text(str(said["text"]), str(said["name"]))
+            rows = from_text(file["text"], file["name"])
         except Refused as refused:
             raise ApiError(422, refused.code, refused.message) from None
         if len(rows) != 1 or not isinstance(rows[0], dict):
             raise ApiError(422, "bad_value", f"the file holds {len(rows)} journeys; the builder takes one, `waypost journey apply` takes all")
         draft = {k: v for k, v in rows[0].items() if k not in ADDED}
-        return {"draft": draft, "known": backend.store.get(str(draft.get("id"))) is not None}
+        known = backend.store.get(str(draft.get("id"))) is not None
+        try:
+            body = json.dumps({"draft": draft, "known": known}, ensure_ascii=False, allow_nan=False, default=_date)
+            return Response(body.encode(), media_type="application/json")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ApiError(422, "bad_value", f"the file holds a value that JSON does not have ({error}); write texts and numbers") from None
+
+
+def _date(value: object) -> str:
+    """Return a date of YAML as text. Raises TypeError for other values that JSON does not have."""
+    if isinstance(value, date):
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__}")
 
 
 def _body(journey: Journey) -> dict[str, Any]:
@@ -101,10 +117,7 @@ def _body(journey: Journey) -> dict[str, Any]:
 
 def _read(body: bytes) -> dict[str, Any]:
     """What the page says. Raises `ApiError` (422)."""
-    try:
-        said = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
-        raise ApiError(422, "not_json", "this is no draft") from None
+    said = decode_json(body, "an object with draft")
     if not isinstance(said, dict) or not isinstance(said.get("draft"), dict):
         raise ApiError(422, "wrong_type", "this is no draft")
     base, selected = said.get("base"), said.get("selected")

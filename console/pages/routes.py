@@ -38,7 +38,9 @@ def error_page(error: ApiError) -> Response:
 
 def _errors(app: FastAPI) -> None:
     def answer(request: Request, error: ApiError) -> Response:
-        if TAG not in getattr(request.scope.get("route"), "tags", ()):
+        shown = TAG in getattr(request.scope.get("route"), "tags", ())
+        called = request.method == "POST" and "text/html" not in request.headers.get("accept", "")
+        if not shown or called:  # a script reads the error and shows its sentence
             return handlers.answer(error)
         return error_page(error)
 

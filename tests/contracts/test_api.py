@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from typing import Any
@@ -170,6 +171,58 @@ def test_an_endless_body_is_cut_off(waypost: Waypost) -> None:
 
 # -- errors ---------------------------------------------------------------------------------------------------------------
 
+JSON_ROUTES = (
+    ("PUT", "/api/journeys/x"), ("POST", "/api/journeys/x/preview"), ("POST", "/api/activities"), ("POST", "/api/recalculations"),
+    ("POST", "/api/rejected/resend"), ("POST", "/builder/show"), ("POST", "/builder/compare?id=x&version=1"), ("POST", "/builder/import"),
+)  # fmt: skip
+BODIES = (b"", b"null", b"[]", b"{}", b'{"name":1}', b'{"text":1,"name":"x"}', b"\xff", b'"\xff"', b'{"draft":"\xff"}', b"[" * 100_000, b'"\\ud800"',
+          b"1e999", b"9" * 5000, b'{"draft":' * 900)  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "path"), JSON_ROUTES)
+def test_a_body_of_any_kind_is_answered_with_an_error_in_the_one_shape(waypost: Waypost, method: str, path: str) -> None:
+    for body in BODIES:
+        answer = waypost.http.request(method, path, content=body, headers={"Content-Type": "application/json"})
+        if path == "/api/activities" and body == b"[]":
+            assert answer.json() == {"taken": 0, "refused": []}
+            continue
+        assert 400 <= answer.status_code < 500, (body[:20], answer.text)
+        assert error_of(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["id: !!binary /w==", "id: .nan", "id: .inf", 'id: "\\ud800"', "id: 2026-01-01", "0x" + "f" * 5000,
+     "a: 0x" + "f" * 5000, "? !!set {a}\n: b"],
+)
+def test_a_file_with_values_that_json_lacks_is_read_or_refused(waypost: Waypost, text: str) -> None:
+    answer = waypost.http.post("/builder/import", json={"name": "x.yaml", "text": text})
+    assert answer.status_code in (200, 422), answer.text
+    assert answer.status_code == 200 or error_of(answer)["message"]
+
+
+@pytest.mark.parametrize("host", ["[", "[]", "]", "[::1", "[zz]:80", "[:::::]", "a b", "a/b", "@", "127.0.0.1:99999", "127.0.0.1:x", "\xe9"])
+def test_a_host_that_is_none_is_refused(waypost: Waypost, host: str) -> None:
+    for path in ("/", "/healthz", "/login", "/api/journeys"):
+        answer = waypost.http.get(path, headers={b"Host": host.encode("latin-1")})
+        assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_host")
+
+
+@pytest.mark.parametrize("origin", ["http://[", "[", "", "null", "http://", "://", "http://[::1", "http://a@b", "\xe9://\xe9"])
+def test_an_origin_that_is_none_is_elsewhere(waypost: Waypost, origin: str) -> None:
+    headers = {b"Origin": origin.encode("latin-1")}
+    answer = waypost.http.put("/api/journeys/no-such", content=b"{}", headers=headers)
+    assert (answer.status_code, error_of(answer)["code"]) == (403, "cross_site")
+    assert waypost.http.get("/api/journeys", headers=headers).status_code == 200
+
+
+def test_a_cursor_of_rejected_records_with_an_infinite_offset_names_no_page(waypost: Waypost) -> None:
+    for rows in ("[[0,1e999]]", "[[1e999,1]]", "[[null,1]]", "[[0]]", "{}", "[" * 3000):
+        cursor = base64.urlsafe_b64encode(rows.encode()).decode().rstrip("=")
+        answer = waypost.http.get("/api/rejected", params={"cursor": cursor[:4000]})
+        assert answer.status_code in (200, 404), answer.text
+
+
 QUESTIONS = [
     ("GET", "/api/nothing", 404, "not_found", None),
     ("GET", "/nothing", 404, "not_found", None),
@@ -218,6 +271,22 @@ def test_an_if_match_that_is_no_version_matches_none(waypost: Waypost, name: str
     for value in ("1", '"0"', '"x"', 'W/"1"'):
         assert put(waypost, journey(name, "b"), If_Match=value).status_code == 412
     assert put(waypost, journey(name, "b"), If_Match="*").json()["version"] == 2
+
+
+def test_preconditions_with_a_star_tell_making_from_editing(waypost: Waypost, name: str) -> None:
+    absent = put(waypost, journey(name, "a"), If_Match="*")
+    assert (absent.status_code, error_of(absent)["code"]) == (412, "version_conflict")
+    assert put(waypost, journey(name, "a"), If_None_Match="*").status_code == 201
+    for body in (journey(name, "a"), journey(name, "b")):  # an equal one as well: only one of two writers has made it
+        late = put(waypost, body, If_None_Match="*")
+        assert (late.status_code, error_of(late)["code"]) == (412, "version_conflict")
+        assert "version 1" in error_of(late)["message"]
+    assert waypost.http.get(f"/api/journeys/{name}").json()["version"] == 1
+    for headers in ({"If_None_Match": '"1"'}, {"If_None_Match": "*", "If_Match": '"1"'}):
+        wrong = put(waypost, journey(name, "b"), **headers)
+        assert (wrong.status_code, error_of(wrong)["code"]) == (422, "bad_precondition")
+    waypost.http.delete(f"/api/journeys/{name}")
+    assert put(waypost, journey(name, "b"), If_None_Match="*").status_code == 201
 
 
 # -- facts ----------------------------------------------------------------------------------------------------------------

@@ -265,9 +265,9 @@
     if (byId("save").disabled) return;
     const id = given.id || draft.id;
     if (!given.id && (await call("GET", `/api/journeys/${id}`)).ok) { show("at-id"); return; }
-    const answer = await call("PUT", `/api/journeys/${id}`, clean(draft), given.id ? { "If-Match": `"${base}"` } : {});
+    const answer = await call("PUT", `/api/journeys/${id}`, clean(draft), given.id ? { "If-Match": `"${base}"` } : { "If-None-Match": "*" });
     if (answer.ok) { localStorage.removeItem(KEY); location.assign(`/journeys/${id}`); return; }
-    if (answer.status === 412) { await show(); byId("overtaken")?.scrollIntoView(); say("Somebody saved another version meanwhile"); return; }
+    if (answer.status === 412) { await show(); if (!given.id) return; byId("overtaken")?.scrollIntoView(); say("Somebody saved another version meanwhile"); return; }
     problem(answer.message);
   };
 
