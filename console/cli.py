@@ -29,6 +29,7 @@ from .options import (
     print_json,
     settings_flags,
     table,
+    writable,
 )
 
 
@@ -48,6 +49,9 @@ def demo(settings: Settings, exit_after: bool) -> None:
     """
     from .demo import run_demo
 
+    if settings.origin_of("data_dir") != "default":
+        writable(settings)
+
     log_to(settings, sys.stderr, "WARNING")
     reason = run_demo(settings, out, exit_after)
     if reason is not None:
@@ -60,6 +64,8 @@ def up(settings: Settings) -> None:
     """Everything in one command: topics, a worker, the console; without --broker, a broker in memory too."""
     from .supervisor import run_up
 
+    writable(settings)
+
     log_to(settings, sys.stderr, "WARNING")
     reason = run_up(settings, out)
     if reason is not None:
@@ -70,7 +76,7 @@ def up(settings: Settings) -> None:
 @settings_flags(*WORKER)
 def worker(settings: Settings) -> None:
     """One worker of the group. Start as many as you have machines; partitions are shared out by themselves."""
-    connectable(settings)
+    writable(connectable(settings))
     from agents.worker import main as run
 
     from .topics import require

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -106,6 +107,21 @@ def connectable(settings: Settings) -> Settings:
         settings.bootstrap  # noqa: B018 it raises
     except SettingsError as error:
         raise Misused(str(error)) from None
+    return settings
+
+
+def writable(settings: Settings) -> Settings:
+    """Return *settings* if files can be written in their `data_dir`, which is made if missing. Raise Failed with the reason if not."""
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.data_dir):
+            pass
+    except OSError as error:
+        reason = "it is not a directory" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        raise Failed(
+            f"data_dir {settings.data_dir} ({settings.origin_of('data_dir')}) cannot be used: {reason}; "
+            "name a directory that this process may write"
+        ) from None
     return settings
 
 

@@ -27,7 +27,8 @@ def settings_page() -> str:
 {MADE}
 
 A value comes from, strongest first: the flag of a command (`--topic-prefix` for `topic_prefix`), the environment variable, the TOML file
-named by `{settings.CONFIG_ENV}` (keys are the names below), the default. An environment variable that is empty counts as not set.
+named by `{settings.CONFIG_ENV}` (keys are the names below), the default. An environment variable that is empty counts as not set;
+one that begins with `WAYPOST_` and names no setting is refused. A `~` at the beginning of a path is the home directory.
 `waypost config` prints what is in force and where each value came from, with secrets masked.
 
 {_table(("name", "type", "default", "what it is", "environment"), rows)}

@@ -7,11 +7,13 @@ A value comes from, strongest first: a flag of the command, the environment vari
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -26,13 +28,20 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 ENV_PREFIX = "WAYPOST_"
 CONFIG_ENV = "WAYPOST_CONFIG"
+TEST_ENV_PREFIX = "WAYPOST_TEST_"
+"""Variables of the test suite, which are no settings."""
 MASK = "********"
+SERVICE_LINK = re.compile("(tcp|udp)://")
+SERVICE_LINK_HINT = (
+    "It looks like a service link that Kubernetes puts into the environment: set enableServiceLinks to false"
+)
 DAY_MS = 86_400_000
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
@@ -41,6 +50,10 @@ SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"
 
 class SettingsError(ValueError):
     """A setting that cannot be used; the message names the setting, the value, where it came from, and the way out."""
+
+
+SERVER = re.compile(r"(\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s:/\[\]]+):([0-9]{1,5})")
+"""host:port; an IPv6 address stands in brackets."""
 
 
 def _upper(value: Any) -> Any:
@@ -64,7 +77,9 @@ Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 class Settings(BaseModel):
     """All settings of all parts of Waypost. Make one with `Settings.load()`; the fields below are the table."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=False, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     # --- the broker
     broker: Words = Field((), description="Bootstrap servers, `host:port`, comma-separated. "
@@ -202,14 +217,30 @@ class Settings(BaseModel):
 
     # ---------------------------------------------------------------- rules
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_a_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `true` and `false` where a number is wanted: pydantic would read 1 and 0."""
+        wanted = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and wanted is not bool:
+            raise ValueError(f"{str(value).lower()} is not of the type of this setting, which is: {_type_words(wanted)[0]}")
+        return value
+
+    @field_validator("data_dir", "ssl_cafile", "ssl_certfile", "ssl_keyfile", "users_file", mode="before")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        """Replace a leading `~` by the home directory, which only shells do."""
+        return _expanded_path(value) if isinstance(value, str | Path) else value
+
     @field_validator("broker")
     @classmethod
     def _bootstrap(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         servers = tuple(word.removeprefix("kafka://").rstrip("/") for word in value)
         for server in servers:
-            host, colon, port = server.rpartition(":")
-            if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
-                raise ValueError(f"{server!r} is not host:port; write for example 127.0.0.1:9092")
+            found = SERVER.fullmatch(server)
+            if found is None or not 0 < int(found[3]) < 65536:
+                example = "[::1]:9092" if server.count(":") > 1 else "127.0.0.1:9092"
+                raise ValueError(f"{server!r} is not host:port; write for example {example}")
         return servers
 
     @field_validator("workers")
@@ -402,20 +433,43 @@ def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
-    for name in Settings.model_fields:
-        if value := environ.get(env_name(name)):
-            yield name, value, f"environment {env_name(name)}"
+    known = {env_name(name): name for name in Settings.model_fields}
+    for variable, value in environ.items():
+        if not value or not variable.startswith(ENV_PREFIX) or variable == CONFIG_ENV or variable.startswith(TEST_ENV_PREFIX):
+            continue
+        if variable not in known:
+            raise SettingsError(_unknown_variable(variable, value, known))
+        yield known[variable], value, f"environment {variable}"
+
+
+def _unknown_variable(variable: str, value: str, known: Iterable[str]) -> str:
+    """Return the sentence that refuses an environment variable which names no setting."""
+    if SERVICE_LINK.match(value) or re.search(r"_SERVICE_(HOST|PORT)|_PORT_\d+_(TCP|UDP)", variable):
+        return f"{variable} (environment) is not a setting. {SERVICE_LINK_HINT}"
+    close = get_close_matches(variable, list(known), n=1, cutoff=0.8)
+    hint = f"did you mean {close[0]}?" if close else "`waypost config` lists all of them"
+    return f"{variable} (environment) is not a setting; {hint}"
+
+
+def _expanded_path(value: str | Path) -> Path:
+    """Return *value* with a leading `~` replaced. Raises ValueError where there is no home directory, or for a path that none can be."""
+    if "\0" in str(value):
+        raise ValueError("holds a zero byte; name a path without one")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{error}; write the path from / on") from None
 
 
 def _from_file(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     if not (path := environ.get(CONFIG_ENV)):
         return
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{CONFIG_ENV} names {path!r}, which cannot be read ({error}); correct the path or unset it") from None
+        data = tomllib.loads(_expanded_path(path).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not TOML: {error}; correct that line") from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{CONFIG_ENV} names {path!r}, which cannot be read ({error}); correct the path or unset it") from None
     for name, value in data.items():
         yield name, value, f"file {path}"
 
@@ -431,8 +485,8 @@ def _sentence(error: Any, values: Mapping[str, Any], origins: Mapping[str, str])
         return f"{name} ({origin}) is not a setting; `waypost config` lists all of them"
     secret = any(spec.secret for spec in TABLE if spec.name == name)
     value = MASK if secret else repr(values.get(name))
-    if isinstance(raw := values.get(name), str) and raw.startswith(("tcp://", "udp://")) and origin.startswith("environment"):
-        text += ". It looks like a service link that Kubernetes puts into the environment: set enableServiceLinks to false"
+    if isinstance(raw := values.get(name), str) and SERVICE_LINK.match(raw) and origin.startswith("environment"):
+        text += f". {SERVICE_LINK_HINT}"
     if origin == "default":
         return f"{name}: {text}"
     return f"{name} = {value} ({origin}): {text}"

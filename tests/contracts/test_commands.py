@@ -122,6 +122,20 @@ def test_two_ups_do_not_share_a_directory(tmp_path: Path, waypost: Waypost) -> N
     assert "another waypost works in" in output
 
 
+@pytest.mark.parametrize("command", [("up", "--port", "0"), ("demo",), ("worker", "--broker", "127.0.0.1:9")], ids=lambda c: c[0])
+@pytest.mark.parametrize(("path", "reason"), [("/proc/waypost", "No such file"), ("a-file", "not a directory"), ("a-file/below", "not a directory")])
+def test_a_data_directory_that_cannot_be_written_is_refused_with_a_sentence(
+    tmp_path: Path, command: tuple[str, ...], path: str, reason: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    process = begun(*command, "--data-dir", path, cwd=tmp_path)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 1
+    assert output.startswith(f"Failed: data_dir {path} (flag --data-dir) cannot be used: ")
+    assert reason in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.embedded
 def test_a_taken_port_is_told_with_the_way_out(tmp_path: Path, waypost: Waypost) -> None:
     process = begun("up", "--port", str(waypost.port), "--data", str(tmp_path / "data"), cwd=tmp_path)

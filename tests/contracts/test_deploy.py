@@ -60,6 +60,7 @@ def test_pods_have_no_more_rights_than_they_need(manifest: dict[str, Any]) -> No
     pod = manifest["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False, "service links are unknown settings"
     for container in pod["containers"]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
@@ -87,6 +88,18 @@ def test_the_image_holds_every_package() -> None:
     copied = set(re.findall(r"^COPY (\w+) \w+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE))
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert copied == packages
+
+
+def test_the_versions_that_are_shipped_are_those_that_are_tested() -> None:
+    """Kafka: the broker that the tests start. Python: the oldest that is supported, which `.ci/run` runs on."""
+    tested = re.findall(r"<artifactId>kafka_[\d.]+</artifactId><version>([\d.]+)<", (ROOT / "tests/support/kafka/pom.xml").read_text())
+    clusters = yaml.safe_load_all((DEPLOY / "kubernetes/strimzi.yaml").read_text())
+    strimzi = [one["spec"]["kafka"]["version"] for one in clusters if one["kind"] == "Kafka"]
+    assert [COMPOSE["services"]["kafka"]["image"]] == [f"apache/kafka:{version}" for version in tested]
+    assert strimzi == tested
+    oldest = re.findall(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    shipped = re.findall(r"^FROM python:([\d.]+)-slim", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(shipped) == set(oldest)
 
 
 def expressions() -> list[tuple[str, str]]:

@@ -118,12 +118,60 @@ def test_a_changed_copy_remembers_who_changed_it():
     ({"WAYPOST_SSL_CERTFILE": __file__, "WAYPOST_SECURITY_PROTOCOL": "SSL"}, "ssl_certfile and ssl_keyfile belong together"),
     ({"WAYPOST_HEARTBEAT_SECONDS": "5"}, "more than a third of session_timeout_seconds 8"),
     ({"WAYPOST_CONSOLE_PORT": "tcp://10.0.0.9:80"}, "set enableServiceLinks to false"),
+    ({"WAYPOST_CONSOLE_PORTT": "80"}, "WAYPOST_CONSOLE_PORTT (environment) is not a setting; did you mean WAYPOST_CONSOLE_PORT?"),
+    ({"WAYPOST_PORTT": "80"}, "WAYPOST_PORTT (environment) is not a setting; `waypost config` lists all of them"),
+    ({"WAYPOST_PORT": "tcp://10.0.0.9:80"}, "WAYPOST_PORT (environment) is not a setting. It looks like a service link"),
+    ({"WAYPOST_PORT_80_TCP_ADDR": "10.0.0.9"}, "set enableServiceLinks to false"),
+    ({"WAYPOST_KAFKA_SERVICE_HOST": "10.0.0.9"}, "set enableServiceLinks to false"),
+    ({"WAYPOST_BROKER": "::1:9092"}, "'::1:9092' is not host:port; write for example [::1]:9092"),
+    ({"WAYPOST_BROKER": "[::1]"}, "is not host:port; write for example [::1]:9092"),
+    ({"WAYPOST_BROKER": "a b:9092"}, "'a b:9092' is not host:port"),
+    ({"WAYPOST_DATA_DIR": "~no-such-user/x"}, "write the path from / on"),
     ({"WAYPOST_CONFIG": "/nowhere.toml"}, "WAYPOST_CONFIG names '/nowhere.toml', which cannot be read"),
 ])
 def test_what_cannot_be_used_is_refused_with_name_value_origin_and_way_out(environ, sentence):
     with pytest.raises(SettingsError) as refused:
         Settings.load(environ=environ)
     assert sentence.lower() in str(refused.value).lower()
+
+
+NUMBERS = [row.name for row in TABLE if row.type in ("integer", "number")]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_is_finite_and_no_truth_value(name, tmp_path):
+    """TOML has `inf`, `nan` and `true`; pydantic would read the last as 1."""
+    file = tmp_path / "waypost.toml"
+    for written in ("inf", "-inf", "nan", "true", "false"):
+        file.write_text(f"{name} = {written}\n")
+        with pytest.raises(SettingsError, match=f"^{name}"):
+            Settings.load(environ={"WAYPOST_CONFIG": str(file)})
+        with pytest.raises(SettingsError, match=f"^{name}"):
+            Settings.load(environ={env_name(name): written})
+
+
+@pytest.mark.parametrize("name", [row.name for row in TABLE if row.type != "true or false"])
+def test_only_truth_values_take_true(name):
+    with pytest.raises(SettingsError, match="true is not of the type of this setting"):
+        Settings.load({name: True}, environ={})
+
+
+def test_a_leading_tilde_is_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "waypost.toml").write_text('data_dir = "~/state"\nusers_file = "~/users.toml"\n')
+    settings = Settings.load(environ={"WAYPOST_CONFIG": "~/waypost.toml"})
+    assert (settings.data_dir, settings.users_file) == (tmp_path / "state", tmp_path / "users.toml")
+    assert Settings.load(environ={"WAYPOST_DATA_DIR": "~/state"}).data_dir == tmp_path / "state"
+    assert all(row.type != "path" or row.name in {"data_dir", "users_file", "ssl_cafile", "ssl_certfile", "ssl_keyfile"} for row in TABLE)
+
+
+def test_an_address_in_brackets_is_a_broker():
+    assert Settings.load({"broker": "[::1]:9092,[fe80::1%eth0]:9093,kafka-1.example:9092"}, environ={}).bootstrap == (
+        "[::1]:9092,[fe80::1%eth0]:9093,kafka-1.example:9092")
+
+
+def test_variables_of_the_test_suite_are_no_settings():
+    assert Settings.load(environ={"WAYPOST_TEST_RUN": "1", "WAYPOSTS": "2", "OTHER": "3"}).rows() == Settings.load(environ={}).rows()
 
 
 def test_mistakes_in_the_file_are_refused(tmp_path):
