@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 ACTIVITIES = Counter("waypost_activities_total", "Activities read, by outcome: hit, no_hit or rejected.", ["outcome"])
 RECORDS = Counter("waypost_records_total", "Records read, by topic without its prefix.", ["topic"])
@@ -71,10 +71,17 @@ HTTP_REQUESTS = Counter(
 HTTP_SECONDS = Histogram("waypost_http_seconds", "Time until a request was answered, in seconds, by route.", ["route"], registry=CONSOLE)
 LIVE_STREAMS = Gauge("waypost_live_streams", "Listeners of live results.", registry=CONSOLE)
 LAG = Gauge("waypost_lag_records", "Records of the input topics not yet in the numbers, when it was last asked for.", registry=CONSOLE)
+PARTITIONS_CONFIGURED = Gauge(
+    "waypost_partitions_configured", "Partitions of each contact-keyed topic: as many must be live.", registry=CONSOLE
+)
 RECALCULATIONS = Gauge("waypost_recalculations", "Recalculations that are known, by state.", ["state"], registry=CONSOLE)
 RECALCULATION_PROGRESS = Gauge(
     "waypost_recalculation_progress", "How far the recalculation under way is, from 0 to 1; 1 when there is none.", registry=CONSOLE
 )
 FACTS = Counter("waypost_http_facts_total", "Facts sent over HTTP, by kind and outcome: taken or refused.", ["kind", "outcome"], registry=CONSOLE)
 
-CONSOLE_CATALOGUE = (HTTP_REQUESTS, HTTP_SECONDS, LIVE_STREAMS, LAG, RECALCULATIONS, RECALCULATION_PROGRESS, FACTS)
+CONSOLE_CATALOGUE = (
+    HTTP_REQUESTS, HTTP_SECONDS, LIVE_STREAMS, LAG, PARTITIONS_CONFIGURED, RECALCULATIONS, RECALCULATION_PROGRESS, FACTS,
+)  # fmt: skip
+ProcessCollector(registry=CONSOLE)
+"""Memory, processor time and the start of the process, as the workers' registry has them by default."""

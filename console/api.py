@@ -334,6 +334,7 @@ def _operations(app: FastAPI, backend: Backend) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def get_metrics() -> Response:
         table = backend.recalculations.table
+        metrics.PARTITIONS_CONFIGURED.set(backend.partition_count)
         for state in STATES:
             metrics.RECALCULATIONS.labels(state).set(sum(one.state == state for one in table.records.values()))
         metrics.RECALCULATION_PROGRESS.set(min((one.progress for one in table.active()), default=1.0))

@@ -31,7 +31,7 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DEPLOY = ROOT / "deploy"
 KUBERNETES = "1.31"
 OURS = {name: service for name, service in COMPOSE["services"].items() if str(service["image"]).startswith("waypost")}
-FOREIGN_METRICS = ("up", "process_resident_memory_bytes")
+FOREIGN_METRICS = ("up", "process_resident_memory_bytes", "process_start_time_seconds")
 
 
 def manifests() -> list[Any]:
