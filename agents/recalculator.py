@@ -13,16 +13,17 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.recalculation import FILLING, JOB, JobReport, Recalculation, encode_report, report_key
 from streams.partitioner import partition_of
-from streams.reader import ReaderError, broker_kind
-from streams.replay import read_blocks
+from streams.reader import ReaderError, begin_offsets, broker_kind
+from streams.replay import Coverage, Unread, read_blocks
 from streams.settings import Settings, librdkafka_config
+from streams.topics import TopicsError, is_compacted
 
 from . import handoffs, intake, rebuilding
 from .catalog import JOURNEYS, RECALCULATIONS, REPORTS, Catalog
@@ -36,6 +37,7 @@ LIVE_DELAY_SECONDS = 3.0  # workers commit once a second: a second or two is no 
 LOOK_SECONDS = 0.5
 SLOWEST, FASTEST = 1_000.0, 2_000_000.0  # activities a second
 RETRY_SECONDS = 1.0
+SHOWN = 5  # ranges of offsets in one message
 
 
 class Control:
@@ -209,13 +211,15 @@ class Recalculator:
                     continue
                 try:
                     self._fill(one, todo)
-                except (ReaderError, KafkaException, Undelivered) as error:
+                except (ReaderError, TopicsError, KafkaException, Undelivered) as error:
                     log.warning("recalculation %s: trying again after: %s", one.id, error)
                     self._stop.wait(RETRY_SECONDS)
+                except Incomplete as error:
+                    log.error("recalculation %s fails: %s", one.id, error)
+                    self._fail(one, todo, str(error))
                 except Exception as error:  # a fault of ours, or of a rule type: tried again it would fail again
                     log.exception("recalculation %s fails", one.id)
-                    self._report(one, {p: (read, 0, f"{type(error).__name__}: {error}") for p, (read, _) in todo.items()})
-                    self._await_end(one)
+                    self._fail(one, todo, f"{type(error).__name__}: {error}")
         finally:
             self._producer.flush(5)
             for part in (self._membership, self._control, self._delay):
@@ -240,22 +244,21 @@ class Recalculator:
         share = len(self._membership.mine) / self.settings.partitions
         self._written = self._control.catalog.reports.written(one.id)
         hits: rebuilding.Hits = {}
-        read = {p: begin for p, (begin, _) in todo.items()}
-        pending, total, began, flushed = 0, 0, time.monotonic(), time.monotonic()
+        pending, began, flushed = 0, time.monotonic(), time.monotonic()
         log.info("recalculation %s: reading %s", one.id, {p: f"{a}..{b - 1}" for p, (a, b) in todo.items()})
         starts, ends = {p: a for p, (a, _) in todo.items()}, {p: b for p, (_, b) in todo.items()}
+        coverage = Coverage(starts)
         blocks = read_blocks(self.settings, self._topic, sorted(todo), start=starts, ends=ends)
         try:
             for number, block in blocks:
                 pending += rebuilding.hits(block, matcher, self.settings.max_future_ms, hits)
-                read[number] = block.next
-                total += len(block)
+                coverage.take(number, block)
                 if pending >= FLUSH_HITS or time.monotonic() - flushed > FLUSH_SECONDS:
-                    self._flush(one, hits, todo, read)
+                    self._flush(one, hits, coverage)
                     self._wait_for_workers(one)
                     pending, flushed = 0, time.monotonic()  # only now: flushed soon after waiting, each hit would go by itself
                 if self._delay.look():
-                    self._pace.living(self._delay.seconds, total / max(0.001, time.monotonic() - began))
+                    self._pace.living(self._delay.seconds, coverage.records / max(0.001, time.monotonic() - began))
                 until = time.monotonic() + self._pace.wait_seconds(len(block), share)
                 while True:
                     self._membership.poll()
@@ -268,20 +271,34 @@ class Recalculator:
                 if self._stop.is_set():
                     break
             else:
-                read = {p: max(read[p], end) for p, (_, end) in todo.items()}
+                self._compare(coverage, ends)
+                coverage.read_to |= ends  # retention may have removed the last records
         finally:
             blocks.close()  # type: ignore[attr-defined]
         if not self._over(one):
-            self._flush(one, hits, todo, read)
+            self._flush(one, hits, coverage)
             took = time.monotonic() - began
-            log.info("recalculation %s: read %d activities in %.1f s", one.id, total, took)
+            log.info("recalculation %s: read %d activities in %.1f s", one.id, coverage.records, took)
+
+    def _compare(self, coverage: Coverage, ends: Mapping[int, int]) -> None:
+        """Compare what was read with what the log holds before *ends*. Raises Incomplete when they differ."""
+        if not coverage.doubtful(ends):
+            return
+        here = [(self._topic, p) for p in coverage.read_to]
+        begins = {p: begin for (_, p), begin in begin_offsets(self.settings, here).items()}
+        unread = coverage.unread(ends, begins, is_compacted(self.settings, self._topic))
+        if unread:
+            raise Incomplete(self._topic, unread)
+        if ends:
+            log.info("the log was read completely; retention or compaction removed the offsets that brought no record")
 
     def _over(self, one: Recalculation) -> bool:
         now = self._control.catalog.recalculations.records.get(one.id)
         return now is None or now.state != FILLING
 
-    def _flush(self, one: Recalculation, hits: rebuilding.Hits, todo: Iterable[int], read: dict[int, int]) -> None:
-        """Writes the evidence gathered, and when the broker has it, how far the log was read."""
+    def _flush(self, one: Recalculation, hits: rebuilding.Hits, coverage: Coverage) -> None:
+        """Writes the evidence gathered, and when the broker has it, how far the log was read. Raises Incomplete, Undelivered."""
+        self._compare(coverage, {})
         topic, count, produce = self.settings.topic_prefix + "rebuilt-evidence", self.settings.partitions, self._producer.produce
         for contact, mine in hits.items():
             value, key = handoffs.encode(intake.as_join(contact, mine)), contact.encode()
@@ -299,7 +316,12 @@ class Recalculator:
         if self._undelivered:
             why, self._undelivered = self._undelivered[0], []
             raise Undelivered(why)
-        self._report(one, {p: (read[p], 0, None) for p in todo})
+        self._report(one, {p: (read, 0, None) for p, read in coverage.read_to.items()})
+
+    def _fail(self, one: Recalculation, todo: Mapping[int, tuple[int, int]], reason: str) -> None:
+        """Report that *one* cannot be completed, and wait until it is over."""
+        self._report(one, {p: (read, 0, reason) for p, (read, _) in todo.items()})
+        self._await_end(one)
 
     def _delivered(self, error: Any, record: Any) -> None:
         if error is not None:
@@ -337,6 +359,18 @@ class Recalculator:
 
 class Undelivered(Exception):
     """Evidence that the broker did not take: it is read again."""
+
+
+class Incomplete(Exception):
+    """Part of the log could not be read: the message is the reason that operators see."""
+
+    def __init__(self, topic: str, unread: Sequence[Unread]) -> None:
+        shown = ", ".join(map(str, unread[:SHOWN])) + (f" and {len(unread) - SHOWN:,} more ranges" if len(unread) > SHOWN else "")
+        super().__init__(
+            f"the log was not read completely: {sum(one.size for one in unread):,} records of {topic} are missing: {shown}. They are neither "
+            "removed by retention nor by compaction. Results stay as they were. See the logs of the broker and of the recalculator, then "
+            "recalculate again"
+        )
 
 
 def main(settings: Settings) -> int:

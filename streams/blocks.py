@@ -45,16 +45,30 @@ class Record(NamedTuple):
     headers: tuple[tuple[str, bytes | None], ...]
 
 
+class Absent(NamedTuple):
+    """Offsets that hold no record although no transaction accounts for it: compaction removed them.
+
+    `size` of the offsets from `first` to before `end`.
+    """
+
+    first: int
+    end: int
+    size: int
+
+
 class Block(NamedTuple):
     """Consecutive records of a partition. `data`: their bytes; `spans`: int64, a row for each record, in offset order, with the columns
 
     OFFSET, TIMESTAMP (milliseconds since 1970, -1 none), KEY and VALUE (where in `data` they begin), KEY_SIZE and VALUE_SIZE (bytes, -1 null),
-    HEADERS (how many). `next`: the offset after the last batch, which may hold no record.
+    HEADERS (how many). The block accounts for the offsets from `begin` to before `next`: each is a record of it, a marker or a record of an
+    aborted transaction, or in `absent`.
     """
 
     data: bytes
     spans: Array
     next: int
+    begin: int = 0
+    absent: tuple[Absent, ...] = ()
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -63,7 +77,13 @@ class Block(NamedTuple):
         """The records before *offset*."""
         if self.next <= offset:
             return self
-        return Block(self.data, self.spans[: np.searchsorted(self.spans[:, OFFSET], offset)], offset)
+        rows = self.spans[: np.searchsorted(self.spans[:, OFFSET], offset)]
+        absent = tuple(
+            Absent(first, min(end, offset), min(size, offset - first))
+            for first, end, size in self.absent
+            if first < offset
+        )
+        return Block(self.data, rows, offset, min(self.begin, offset), absent)
 
     def record(self, row: int) -> Record:
         """The record of a row."""
@@ -201,20 +221,26 @@ def unpack(raw: bytes, from_offset: int = 0, aborted: Sequence[tuple[int, int]] 
     Raises CorruptBatch.
     """
     left_out, parts, heads = Aborted(aborted), [], []
+    absent: list[Absent] = []
     at, size, following, total = 0, len(raw), from_offset, 0
     while at + HEADER.size <= size:
         base, length, _, magic, crc, attributes, last, first_ms, latest_ms, producer, _, _, count = HEADER.unpack_from(raw, at)
         if magic != 2:
             raise OldFormat(f"the batch at offset {base} has message format {magic}; only 2 can be read (Kafka has written it since 0.11)")
-        end = at + LENGTH_ENDS + length
-        if end > size:
+        behind = at + LENGTH_ENDS + length
+        if behind > size:
             break
-        if length < HEADER.size - LENGTH_ENDS or calc_crc32c(memoryview(raw)[at + CRC_ENDS : end]) != crc:
+        if length < HEADER.size - LENGTH_ENDS or calc_crc32c(memoryview(raw)[at + CRC_ENDS : behind]) != crc:
             raise CorruptBatch(f"the batch at offset {base} fails its checksum")
-        records = raw[at + HEADER.size : end]
-        at = end
+        records = raw[at + HEADER.size : behind]
+        at = behind
         if base + last < from_offset:
             continue
+        if base > following:
+            absent.append(Absent(following, base, base - following))
+        if count <= last:
+            first, end = max(base, from_offset), base + last + 1
+            absent.append(Absent(first, end, min(last + 1 - count, end - first)))
         following = base + last + 1
         if left_out.holds(base, producer, attributes, records):
             continue
@@ -230,7 +256,7 @@ def unpack(raw: bytes, from_offset: int = 0, aborted: Sequence[tuple[int, int]] 
         raise CorruptBatch(f"records behind offset {from_offset} are not as long as they say")
     if total and spans[0, OFFSET] < from_offset:  # a batch is sent whole
         spans = spans[np.searchsorted(spans[:, OFFSET], from_offset) :]
-    return Block(data, spans, following)
+    return Block(data, spans, following, from_offset, tuple(absent))
 
 
 def by_key(block: Block) -> tuple[list[bytes], Array, Array]:

@@ -10,7 +10,8 @@ import logging
 import queue
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from aiokafka import errors
@@ -18,14 +19,15 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import TopicPartition
 
-from streams.blocks import Block, CorruptBatch, unpack
+from streams.blocks import Absent, Block, CorruptBatch, unpack
 from streams.reader import STALL_SECONDS, Extent, ReaderError, begin_offsets, extent
 from streams.settings import Settings, aiokafka_kwargs
 
 log = logging.getLogger(__name__)
 
 PARTITION_BYTES = 1 << 20  # of one fetch; what is longer than that comes alone
-REQUEST_PARTITIONS = 32  # so that no broker's limit for one answer leaves a partition out
+WHOLE_BYTES = 64 << 20  # more than any batch that our topics take
+REQUEST_PARTITIONS = 32
 HELD_BYTES = 32 << 20  # fetched and not yet worked on
 WAIT_MS = 100
 RETRY_SECONDS = 0.1
@@ -33,14 +35,73 @@ READ_COMMITTED = 1
 MOVED = (errors.NotLeaderForPartitionError, errors.UnknownTopicOrPartitionError, errors.LeaderNotAvailableError)
 
 
-class Fetched(NamedTuple):
-    partition: int
+class Answer(NamedTuple):
+    """What a broker answered of one partition. `alone`: nothing else was asked for in that request."""
+
     raw: bytes
-    from_offset: int
     aborted: list[tuple[int, int]]
     """(producer id, first offset) of transactions that were aborted."""
     committed: int
     """The offset up to which records are committed."""
+    alone: bool
+    throttled: bool
+
+
+@dataclass(slots=True)
+class Cursor:
+    """Where reading of a partition stands, and how it is asked next. Pure: knows no broker.
+
+    An empty answer proves nothing by itself: a broker leaves a partition out when the answer is full, when the client is over its quota, or
+    when a batch is larger than what was asked for. That no record is left before `stop` (compaction removed the last ones) follows only from
+    an empty answer to a request for this partition alone with room for every batch.
+    """
+
+    offset: int
+    stop: int
+    alone: bool = False
+    max_bytes: int = PARTITION_BYTES
+
+    def take(self, answer: Answer) -> bool:
+        """Move behind what *answer* accounts for; False if that is nothing. Raises ReaderError for what no broker should send."""
+        following = end_of(answer.raw)
+        if following is not None and following > self.offset:
+            self.offset, self.alone, self.max_bytes = following, False, PARTITION_BYTES
+            return True
+        if answer.raw:
+            self._ask_for_more(answer)
+        elif answer.throttled or answer.committed < self.stop:  # later, and not in the way of others
+            self.alone, self.max_bytes = False, PARTITION_BYTES
+        elif answer.alone and self.max_bytes >= WHOLE_BYTES:
+            self.offset = self.stop
+            return True
+        else:
+            self.alone, self.max_bytes = True, WHOLE_BYTES if answer.alone else PARTITION_BYTES
+        return False
+
+    def _ask_for_more(self, answer: Answer) -> None:
+        """Bytes came, but no batch that ends behind `offset`: the first one was cut off, or all lie before it."""
+        head = answer.raw[8:12]
+        needed = 12 + int.from_bytes(head, "big") if len(head) == 4 else WHOLE_BYTES
+        if answer.alone and self.max_bytes >= max(needed, WHOLE_BYTES):
+            raise ReaderError(
+                f"the broker answers a fetch at offset {self.offset} with {len(answer.raw)} bytes that hold no whole batch from there on"
+            )
+        self.alone, self.max_bytes = True, max(needed, WHOLE_BYTES)
+
+
+def together(cursors: Mapping[int, Cursor], numbers: list[int]) -> list[int]:
+    """Which of *numbers* the next request asks for: one that has to be asked for alone, else as many as fit."""
+    alone = next((number for number in numbers if cursors[number].alone), None)
+    return numbers[:REQUEST_PARTITIONS] if alone is None else [alone]
+
+
+class Fetched(NamedTuple):
+    partition: int
+    from_offset: int
+    to_offset: int
+    """Everything from `from_offset` to before this is accounted for by `raw`."""
+    raw: bytes = b""
+    aborted: Sequence[tuple[int, int]] = ()
 
 
 def read_blocks(
@@ -54,7 +115,8 @@ def read_blocks(
 ) -> Iterator[tuple[int, Block]]:
     """Yields (partition, its next records) until every partition is read to its end as of the start; what `streams.reader.read_log` reads, in bulk.
 
-    A block may be empty where the log holds no records. Raises ReaderError.
+    The blocks of a partition account for every offset from the first to the last: see `Block`. A block may be empty where the log holds no
+    records; one begins behind the end of the one before where retention took away what was not read yet. Raises ReaderError.
     """
     todo = extent(settings, topic, partitions, start, ends)
     if progress:
@@ -66,19 +128,74 @@ def read_blocks(
     try:
         while todo.left:
             fetched = fetching.take()
-            number, end = fetched.partition, todo.stop[fetched.partition]
+            number = fetched.partition
             try:
                 block = unpack(fetched.raw, fetched.from_offset, fetched.aborted)
             except CorruptBatch as error:
                 raise ReaderError(f"partition {number} of {topic}: {error}; see the broker's log") from None
-            nothing_left = block.next == fetched.from_offset and fetched.committed >= end  # its last offsets hold no record
-            todo.reached(number, end if nothing_left else block.next)
+            if block.next < fetched.to_offset:  # proven to hold nothing
+                block = nothing(block.next, fetched.to_offset)
+            todo.reached(number, block.next)
             if progress:
                 progress(todo.passed(), todo.total)
-            if block.next > fetched.from_offset:
-                yield number, block.before(end)
+            yield number, block.before(todo.stop[number])
     finally:
         fetching.end()
+
+
+def nothing(begin: int, end: int) -> Block:
+    """The block of offsets that hold no record."""
+    empty = unpack(b"", begin)
+    return Block(empty.data, empty.spans, end, begin, (Absent(begin, end, end - begin),))
+
+
+class Unread(NamedTuple):
+    """Offsets of a partition that brought no record, and nothing says why: `size` of those from `first` to before `end`."""
+
+    partition: int
+    first: int
+    end: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"partition {self.partition} offsets {self.first:,} to {self.end - 1:,} ({self.size:,} records)"
+
+
+class Coverage:
+    """What of a log was read, offset by offset, to be compared with what the log holds. Pure.
+
+    `read_to`: by partition, the offset before which every offset is accounted for. `records`: how many were read.
+    """
+
+    def __init__(self, starts: Mapping[int, int]) -> None:
+        self.read_to = dict(starts)
+        self.records = 0
+        self._gaps: list[tuple[int, int, int]] = []
+        self._absent: list[Unread] = []
+
+    def take(self, number: int, block: Block) -> None:
+        """Count a block of partition *number* as read."""
+        at = self.read_to[number]
+        if block.begin > at:
+            self._gaps.append((number, at, block.begin))
+        self._absent += [Unread(number, *absent) for absent in block.absent]
+        self.read_to[number] = max(at, block.next)
+        self.records += len(block)
+
+    def doubtful(self, ends: Mapping[int, int]) -> bool:
+        """Whether an offset before *ends* is not accounted for by a record or a transaction, so that `unread` has to be asked."""
+        return bool(self._gaps or self._absent or any(self.read_to[n] < end for n, end in ends.items()))
+
+    def unread(self, ends: Mapping[int, int], begins: Mapping[int, int], compacted: bool) -> list[Unread]:
+        """What is missing before *ends*; empty when the log was read completely.
+
+        *begins*: where the partitions begin now: retention accounts for what was before. *compacted*: whether the topic is compacted, which
+        accounts for offsets without a record.
+        """
+        gaps = self._gaps + [(number, self.read_to[number], end) for number, end in ends.items()]
+        there = [(number, max(first, begins[number]), end) for number, first, end in gaps]
+        missing = [Unread(number, first, end, end - first) for number, first, end in there if first < end]
+        return sorted(missing if compacted else missing + self._absent)
 
 
 class Fetching(threading.Thread):
@@ -87,8 +204,7 @@ class Fetching(threading.Thread):
     def __init__(self, settings: Settings, topic: str, todo: Extent) -> None:
         super().__init__(name="replay", daemon=True)
         self._settings, self._topic = settings, topic
-        self._offsets = {number: todo.at[number] for number in todo.left}
-        self._stops = dict(todo.stop)
+        self._cursors = {number: Cursor(todo.at[number], todo.stop[number]) for number in todo.left}
         self._arrived: queue.SimpleQueue[Fetched | BaseException] = queue.SimpleQueue()
         self._held = 0
         self._lock = threading.Lock()
@@ -126,13 +242,13 @@ class Fetching(threading.Thread):
         try:
             await client.bootstrap()
             await client.set_topics([self._topic])
-            while self._offsets and not self._ended.is_set():
+            while self._cursors and not self._ended.is_set():
                 for node in [node for node, task in asking.items() if task.done()]:
                     asking.pop(node).result()
                 if self._held < HELD_BYTES:
                     for node, numbers in self._by_leader(client).items():
                         if node not in asking:
-                            asking[node] = asyncio.create_task(self._fetch(client, node, numbers[:REQUEST_PARTITIONS]))
+                            asking[node] = asyncio.create_task(self._fetch(client, node, together(self._cursors, numbers)))
                 if asking:
                     await asyncio.wait(asking.values(), timeout=WAIT_MS / 1000, return_when=asyncio.FIRST_COMPLETED)
                 else:
@@ -145,7 +261,7 @@ class Fetching(threading.Thread):
     def _by_leader(self, client: Any) -> dict[int, list[int]]:
         """Broker -> partitions that it leads and that have more to bring, those furthest behind first."""
         found: defaultdict[int, list[int]] = defaultdict(list)
-        for number in sorted(self._offsets, key=lambda number: self._offsets[number]):
+        for number in sorted(self._cursors, key=lambda number: self._cursors[number].offset):
             leader = client.cluster.leader_for_partition(TopicPartition(self._topic, number))
             if leader is None or leader == -1:
                 client.force_metadata_update()
@@ -154,8 +270,9 @@ class Fetching(threading.Thread):
         return found
 
     async def _fetch(self, client: Any, node: int, numbers: list[int]) -> None:
-        asked = [(number, self._offsets[number], PARTITION_BYTES) for number in numbers]
-        request = FetchRequest(WAIT_MS, 1, PARTITION_BYTES * len(asked), READ_COMMITTED, [(self._topic, asked)])
+        asked = [(n, self._cursors[n].offset, self._cursors[n].max_bytes) for n in numbers]
+        max_bytes = sum(most for _, _, most in asked)
+        request = FetchRequest(WAIT_MS, 1, max_bytes, READ_COMMITTED, [(self._topic, asked)])
         try:
             response = await client.send(node, request)
         except (TimeoutError, errors.KafkaError, OSError) as error:
@@ -164,38 +281,43 @@ class Fetching(threading.Thread):
             await asyncio.sleep(RETRY_SECONDS)
             return
         offsets = {number: offset for number, offset, _ in asked}
+        throttled = response.throttle_time_ms > 0
         for _, parts in response.topics:
-            for number, code, _, committed, *more, raw in parts:
-                if self._offsets.get(number) != offsets[number]:
+            for number, code, high, stable, *more, raw in parts:
+                cursor = self._cursors.get(number)
+                if cursor is None or cursor.offset != offsets.get(number):
                     continue  # another broker has brought it meanwhile
-                aborted = more[1 if response.API_VERSION >= 5 else 0] or []
                 trouble = errors.for_code(code)
-                if trouble is errors.NoError:
-                    self._arrive(Fetched(number, raw, offsets[number], aborted, committed), response.throttle_time_ms > 0)
-                else:
+                if trouble is not errors.NoError:
                     await self._mend(client, number, trouble)
+                    continue
+                aborted = more[1 if response.API_VERSION >= 5 else 0] or []
+                committed = high if stable < 0 else stable
+                self._arrive(number, cursor, Answer(raw, aborted, committed, len(asked) == 1, throttled))
 
-    def _arrive(self, fetched: Fetched, throttled: bool) -> None:
+    def _arrive(self, number: int, cursor: Cursor, answer: Answer) -> None:
         """Hands over what came, and asks for what is behind it next."""
-        following = end_of(fetched.raw)
-        if following is not None:
-            self._offsets[fetched.partition] = following
-        elif throttled or fetched.committed < self._stops[fetched.partition]:
-            return  # nothing yet
+        before = cursor.offset
+        if not cursor.take(answer):
+            return
         with self._lock:
-            self._held += len(fetched.raw)
-        self._arrived.put(fetched)
-        if following is None or following >= self._stops[fetched.partition]:
-            del self._offsets[fetched.partition]
+            self._held += len(answer.raw)
+        self._arrived.put(Fetched(number, before, cursor.offset, answer.raw, answer.aborted))
+        if cursor.offset >= cursor.stop:
+            del self._cursors[number]
 
     async def _mend(self, client: Any, number: int, trouble: type[errors.KafkaError]) -> None:
         if trouble is errors.OffsetOutOfRangeError:  # retention took it away meanwhile; the rest follows
-            here = (self._topic, number)
+            here, cursor = (self._topic, number), self._cursors[number]
             begin = (await asyncio.to_thread(begin_offsets, self._settings, [here]))[here]
-            if begin <= self._offsets[number]:
-                raise ReaderError(f"partition {number} of {self._topic} has no offset {self._offsets[number]} any more; was the topic made anew?")
-            self._offsets[number] = begin
+            if begin <= cursor.offset:
+                raise ReaderError(f"partition {number} of {self._topic} has no offset {cursor.offset} any more; was the topic made anew?")
+            cursor.offset, cursor.alone, cursor.max_bytes = begin, False, PARTITION_BYTES
+            if begin >= cursor.stop:  # all that was to be read is gone
+                self._arrived.put(Fetched(number, begin, begin))
+                del self._cursors[number]
         elif trouble in MOVED or trouble.retriable:
+            log.info("partition %d of %s: asking again after %s", number, self._topic, trouble.__name__)
             client.force_metadata_update()
             await asyncio.sleep(RETRY_SECONDS)
         else:

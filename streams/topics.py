@@ -280,6 +280,12 @@ def _await_there(admin: AdminClient, settings: Settings) -> None:
         time.sleep(0.1)
 
 
+def is_compacted(settings: Settings, name: str) -> bool:
+    """Return True if compaction removes records of the topic *name* (in full). Raises TopicsError when the broker cannot be asked."""
+    found = found_topics(_admin(settings), settings).get(name)
+    return found is not None and "compact" in found.config.get("cleanup.policy", "delete")
+
+
 def found_topics(admin: AdminClient, settings: Settings) -> dict[str, FoundTopic]:
     """What the broker has of the table's topics: full name -> topic. Raises TopicsError when it does not answer."""
     wanted = set(names(settings).values())
