@@ -19,10 +19,14 @@ from schemas.errors import Refused
 from schemas.journey import Journey
 from state.recalculation import Reports, Table
 from streams import batches
+from streams.compacted import Fetched, Follower
+from streams.supervision import BROKER_ERRORS, RETRY_SECONDS
 
 log = logging.getLogger(__name__)
 
 JOURNEYS, RECALCULATIONS, REPORTS = "journeys", "recalculations", "recalculation-reports"
+CONTROL = (JOURNEYS, RECALCULATIONS, REPORTS)
+MAX_REFUSED = 10_000  # bad records of a topic that are kept in mind until they are rejected
 
 
 class Catalog:
@@ -33,24 +37,38 @@ class Catalog:
         self.recalculations = Table()
         self.reports = Reports()
         self.schedule: recalculation.Schedule | None = None
-        self.refused: dict[int, Refused] = {}  # offset on the journeys topic -> why: see `agents.refusals`
+        self.refused: dict[str, dict[int, Refused]] = {short: {} for short in CONTROL}
+        """By topic: offset -> why the record there is bad; see `agents.refusals`."""
 
     def take(self, source: str, key: bytes | None, value: bytes | None, offset: int) -> bool:
-        """One record of the topic *source*. A bad one is told and passed over: who writes here checks before. A bad journey is kept in mind."""
+        """Take one record of the topic *source*; return whether partitions have to know.
+
+        A bad record changes nothing, whatever it is: it is logged, kept in `refused`, passed over.
+        """
         try:
-            if source == JOURNEYS:
-                return self._journey(*codec.decode_journey(key, value))
-            if source == RECALCULATIONS:
-                id_ = (key or b"").decode()
-                return self.recalculations.take(id_, None if value is None else recalculation.decode(key, value))
-            if key == recalculation.SCHEDULE_KEY:
-                self.schedule = None if value is None else recalculation.decode_schedule(value)
-                return False
+            return self._take(source, key, value)
+        except Refused as error:
+            refused = error
+        except Exception as error:  # not expected; it would come again with every start
+            log.exception("topic %s, offset %s: the record cannot be used", source, offset)
+            refused = Refused("bad_record", f"the record cannot be used: {type(error).__name__}")
+        log.error("topic %s, offset %s: bad record: %s", source, offset, refused.message)
+        kept = self.refused[source]
+        kept[offset] = refused
+        if len(kept) > MAX_REFUSED:
+            del kept[next(iter(kept))]
+        return False
+
+    def _take(self, source: str, key: bytes | None, value: bytes | None) -> bool:
+        if source == JOURNEYS:
+            return self._journey(*codec.decode_journey(key, value))
+        if source == RECALCULATIONS:
+            one = None if value is None else recalculation.decode(key, value)
+            return self.recalculations.take(_text(key), one)
+        if key == recalculation.SCHEDULE_KEY:
+            self.schedule = None if value is None else recalculation.decode_schedule(value)
+        else:
             self.reports.take(*recalculation.decode_report(key, value))
-        except (ValueError, Refused, RecursionError) as error:
-            if source == JOURNEYS and isinstance(error, Refused):
-                self.refused[offset] = error
-            log.error("%s topic, offset %s: passed over: %s", source, offset, error)
         return False
 
     def _journey(self, id_: str, journey: Journey | None) -> bool:
@@ -58,6 +76,13 @@ class Catalog:
             return self.journeys.pop(id_, None) is not None
         self.journeys[id_] = journey
         return True
+
+
+def _text(key: bytes | None) -> str:
+    try:
+        return (key or b"").decode()
+    except UnicodeDecodeError as error:
+        raise Refused("bad_key", f"the key is not UTF-8 (byte {error.start})") from None
 
 
 class CatalogReader:
@@ -77,37 +102,30 @@ class CatalogReader:
     ) -> None:
         batches.install()
         self.catalog = Catalog()
-        self._tps = {TopicPartition(topics[short], 0): short for short in (JOURNEYS, RECALCULATIONS, REPORTS)}
-        self._consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **kafka)
+        self._shorts = {topics[short]: short for short in CONTROL}
+        self._follower = Follower(list(self._shorts), kafka, self._take, self._after)
         # a broker answers the requests of a connection in turn: behind a waiting fetch, the end of the log would be half a second old
         self._asker = AIOKafkaConsumer(enable_auto_commit=False, **kafka)
         self._changed = changed
         self._others_moved = moved
         self._failed = failed
-        self._positions: dict[TopicPartition, int] = {}
-        self._moved = asyncio.Condition()
         self._checking: asyncio.Task[None] | None = None
         self._next_check: asyncio.Task[None] | None = None
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects, reads to the end, then follows."""
         await self._asker.start()
-        await self._consumer.start()
-        self._consumer.assign(list(self._tps))
-        await self._consumer.seek_to_beginning(*self._tps)
-        self._positions = {tp: await self._consumer.position(tp) for tp in self._tps}
-        self._task = asyncio.create_task(self._follow())
+        await self._follower.start()
         await self.caught_up()
 
     async def stop(self) -> None:
         """Ends; what is known stays as it is."""
-        for task in (self._task, self._checking, self._next_check):
+        for task in (self._checking, self._next_check):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        await self._consumer.stop()
+        await self._follower.stop()
         await self._asker.stop()
 
     async def caught_up(self) -> None:
@@ -138,28 +156,35 @@ class CatalogReader:
         if previous is not None:
             await asyncio.wait([previous])
         self._checking, self._next_check = self._next_check, None
-        ends = await self._asker.end_offsets([tp for tp, short in self._tps.items() if short != REPORTS])
-        async with self._moved:
-            await self._moved.wait_for(lambda: all(self._positions[tp] >= end for tp, end in ends.items()))
+        await self._follower.reach(await self._ends())
 
-    async def _follow(self) -> None:
+    async def _ends(self) -> dict[str, int]:
+        """Return where the topics end now that decisions depend on. Waits for the broker."""
+        tps = [TopicPartition(topic, 0) for topic, short in self._shorts.items() if short != REPORTS]
+        while True:
+            try:
+                return {tp.topic: end for tp, end in (await self._asker.end_offsets(tps)).items()}
+            except BROKER_ERRORS as error:
+                names = ", ".join(tp.topic for tp in tps)
+                log.warning("waiting for the broker: the ends of %s are unknown: %r", names, error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _take(self, fetched: Fetched) -> None:
+        changed = False
+        for topic, records in fetched.items():
+            short = self._shorts[topic]
+            for record in records:
+                taken = self.catalog.take(short, record.key, record.value, record.offset)
+                changed = taken or changed
+        if changed:
+            self._guarded(self._changed)
+
+    def _after(self) -> None:
+        self._guarded(self._others_moved)
+
+    def _guarded(self, call: Callable[[], None]) -> None:
+        """Call what follows from the records; without it the worker cannot go on."""
         try:
-            while True:
-                fetched = await self._consumer.getmany(timeout_ms=1000)
-                changed = False
-                for tp, records in fetched.items():
-                    for record in records:
-                        changed = self.catalog.take(self._tps[tp], record.key, record.value, record.offset) or changed
-                if changed:
-                    self._changed()
-                positions = {tp: await self._consumer.position(tp) for tp in self._tps}
-                if positions != self._positions:
-                    async with self._moved:
-                        self._positions = positions
-                        self._moved.notify_all()
-                if fetched:
-                    self._others_moved()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
+            call()
+        except Exception as error:
             self._failed(error)

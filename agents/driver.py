@@ -12,7 +12,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
-from aiokafka.errors import KafkaError
 from cronsim import CronSim
 
 from schemas import recalculation
@@ -27,7 +26,6 @@ from .partitions import Partitions
 log = logging.getLogger(__name__)
 
 ACTIVE_SECONDS, IDLE_SECONDS = 0.2, 5.0  # between two looks
-RETRY_SECONDS = 1.0
 TELL_MS = 500  # between two words on progress; longer where there are more than a thousand rules, since each word names them all
 MAX_WRITTEN = 1000  # tombstones at a time
 
@@ -96,15 +94,11 @@ class Driver:
         self._woken.set()
 
     async def run(self) -> None:
-        """Drives until cancelled. A broker that does not answer is waited for: all that is known stands on its topics."""
+        """Drives until cancelled. After an error it can be run again: all that is known stands on topics."""
         while True:
             self._woken.clear()
-            try:
-                if self._serving() and 0 in self._partitions.active():
-                    await self._act()
-            except (KafkaError, TimeoutError, OSError) as error:
-                log.warning("recalculations are not driven at the moment, trying again: %r", error)
-                await asyncio.sleep(RETRY_SECONDS)
+            if self._serving() and 0 in self._partitions.active():
+                await self._act()
             active = self._reader.catalog.recalculations.active()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), ACTIVE_SECONDS if active else IDLE_SECONDS)

@@ -43,10 +43,16 @@ RULE_FAULTS = Counter(
     "Activities on which the own code of a rule type failed, by rule; such an activity does not meet the rule.",
     ["rule"],
 )
+BACKGROUND_FAILURES = Counter(
+    "waypost_background_failures_total",
+    "Failures of background work, which is tried again: totals, reports, recalculations, rejections.",
+    ["work"],
+)
 
 CATALOGUE = (
     ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, VISIBLE_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
     FOREIGN_RECORDS, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
+    BACKGROUND_FAILURES,
 )  # fmt: skip
 
 def total(counter: Counter) -> float:

@@ -196,8 +196,10 @@ class Partitions:
         if again:
             self._totals_again_ms = now_ms + TOTALS_AGAIN_MS
         out = []
+        taken: list[tuple[Partition, set[bytes]]] = []
         for number, partition in self.active().items():
             changed, partition.changed = partition.changed, set()
+            taken.append((partition, changed))
             for view in self._published(partition, {view.id for view in partition.views.all} if again else changed):
                 version = view.journey.version or 0
                 groups = {
@@ -211,9 +213,17 @@ class Partitions:
                 }  # fmt: skip
                 key = f"{view.journey.id}/{version}/{number}".encode()
                 out.append((None, key, msgspec.json.encode(value), [], now_ms))
-        if out:
+        if not out:
+            return
+        try:
             sent: Awaitable[Any] = await self.context.outward.send(self.context.topics["totals"], out)
             await sent
+        except BaseException:  # they go with the next ones
+            for partition, changed in taken:
+                partition.changed |= changed
+            if again:
+                self._totals_again_ms = now_ms
+            raise
 
 
 def recorded(context: Context, partitions: Iterable[Partition]) -> dict[bytes, Rule]:

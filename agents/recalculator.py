@@ -37,6 +37,7 @@ LIVE_DELAY_SECONDS = 3.0  # workers commit once a second: a second or two is no 
 LOOK_SECONDS = 0.5
 SLOWEST, FASTEST = 1_000.0, 2_000_000.0  # activities a second
 RETRY_SECONDS = 1.0
+FAULT_SECONDS = 10.0  # until what failed by a fault of this program is tried again
 SHOWN = 5  # ranges of offsets in one message
 
 
@@ -200,30 +201,41 @@ class Recalculator:
         self._undelivered: list[str] = []
 
     def run(self) -> None:
-        """Works until told to stop."""
+        """Works until told to stop. Whatever fails is tried again."""
         try:
             while not self._stop.is_set():
-                self._membership.poll()
-                self._control.read(0.1)
-                one = next((one for one in self._control.catalog.recalculations.active() if one.state == FILLING), None)
-                todo = {} if one is None else self._todo(one)
-                if one is None or not todo:
-                    continue
                 try:
-                    self._fill(one, todo)
-                except (ReaderError, TopicsError, KafkaException, Undelivered) as error:
-                    log.warning("recalculation %s: trying again after: %s", one.id, error)
+                    self._work()
+                except BROKER_ERRORS as error:
+                    log.warning("trying again after: %s", error)
                     self._stop.wait(RETRY_SECONDS)
-                except Incomplete as error:
-                    log.error("recalculation %s fails: %s", one.id, error)
-                    self._fail(one, todo, str(error))
-                except Exception as error:  # a fault of ours, or of a rule type: tried again it would fail again
-                    log.exception("recalculation %s fails", one.id)
-                    self._fail(one, todo, f"{type(error).__name__}: {error}")
+                except Exception:
+                    log.exception("failed, trying again in %g s", FAULT_SECONDS)
+                    self._stop.wait(FAULT_SECONDS)
         finally:
             self._producer.flush(5)
             for part in (self._membership, self._control, self._delay):
                 part.close()
+
+    def _work(self) -> None:
+        """Take what the control topics say, and read the log where a recalculation needs it."""
+        self._membership.poll()
+        self._control.read(0.1)
+        active = self._control.catalog.recalculations.active()
+        one = next((one for one in active if one.state == FILLING), None)
+        todo = {} if one is None else self._todo(one)
+        if one is None or not todo:
+            return
+        try:
+            self._fill(one, todo)
+        except BROKER_ERRORS:
+            raise
+        except Incomplete as error:
+            log.error("recalculation %s fails: %s", one.id, error)
+            self._fail(one, todo, str(error))
+        except Exception as error:  # of ours, or of a rule type: tried again it would fail again
+            log.exception("recalculation %s fails", one.id)
+            self._fail(one, todo, f"{type(error).__name__}: {error}")
 
     def _todo(self, one: Recalculation) -> dict[int, tuple[int, int]]:
         """Partition -> (from, to), of this job's that are not read to where workers record by themselves."""
@@ -359,6 +371,10 @@ class Recalculator:
 
 class Undelivered(Exception):
     """Evidence that the broker did not take: it is read again."""
+
+
+BROKER_ERRORS = (ReaderError, TopicsError, KafkaException, Undelivered)
+"""After these the same is tried again."""
 
 
 class Incomplete(Exception):

@@ -1,7 +1,8 @@
-"""Refusals: brings bad records of the journeys topic to the rejected topic. Every worker knows of them; the owner of partition 0 tells, once.
+"""Refusals: brings bad records of the control topics to the rejected topic: journeys, recalculations, reports.
 
-How far it has told stands among the positions of partition 0, in its changelog: a crash repeats the last ones and loses none. Decides nothing:
-what is bad, `schemas.codec` says.
+Every worker knows of them; the owner of partition 0 sends them, once. How far it has come with each topic
+stands among the positions of partition 0, in its changelog: a crash repeats the last ones and loses none.
+Decides nothing: what is bad, `agents.catalog` says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from schemas.errors import Refused
 from state.decision import Decision
 
 from . import intake
-from .catalog import JOURNEYS, CatalogReader
+from .catalog import CatalogReader
 from .partition import Partition
 from .partitions import Partitions
 from .succession import POSITION
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 READ_SECONDS = 30.0
+MOST = 500  # records at a time
 
 
 class Refusals:
@@ -38,25 +40,28 @@ class Refusals:
         self._serving = serving
 
     async def run(self) -> None:
-        """Tells until cancelled. Raises what reading raises."""
+        """Sends them until cancelled. Raises what reading raises; then it can be run again."""
         while True:
-            partition = self._partitions.active().get(0) if self._serving() else None
-            if partition is not None:
-                told = partition.positions.get(JOURNEYS, 0)
-                untold = sorted((offset, error) for offset, error in self._reader.catalog.refused.items() if offset >= told)
-                if untold:
-                    await self._tell(partition, dict(untold))
+            for source, refused in self._reader.catalog.refused.items():
+                partition = self._partitions.active().get(0) if self._serving() else None
+                if partition is None:
+                    break
+                sent = partition.positions.get(source, 0)
+                unsent = {offset: error for offset, error in refused.items() if offset >= sent}
+                if unsent:
+                    await self._send(partition, source, dict(sorted(unsent.items())[:MOST]))
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _tell(self, partition: Partition, refused: Mapping[int, Refused]) -> None:
+    async def _send(self, partition: Partition, source: str, refused: Mapping[int, Refused]) -> None:
         context = partition.context
-        topic, now_ms = context.topics[JOURNEYS], context.now_ms()
+        topic, now_ms = context.topics[source], context.now_ms()
         found = await self._read(topic, refused)
         if partition.pipeline is None:
-            return  # given up meanwhile: the next owner tells
+            return  # it was revoked meanwhile: the next owner sends them
         out = [intake.rejected(topic, 0, record, refused[record.offset], now_ms) for record in found]
         following = max(refused) + 1
-        work = partition.work(Decision({POSITION + JOURNEYS.encode(): str(following).encode()}, [], [], [], {}, {}), out, (JOURNEYS, following))
+        position = {POSITION + source.encode(): str(following).encode()}
+        work = partition.work(Decision(position, [], [], [], {}, {}), out, (source, following))
         work.took_room = False
         partition.pipeline.add(work)
         await partition.drain()

@@ -7,8 +7,6 @@ import contextlib
 import logging
 from collections.abc import Callable
 
-from aiokafka.errors import KafkaError
-
 from schemas.recalculation import (
     SWITCHING,
     VIEWS,
@@ -27,7 +25,6 @@ from .partitions import Partitions
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 1.0
 LOOK_SECONDS = 0.05  # how often, while a recalculation is under way
 IDLE_SECONDS = 0.5
 
@@ -69,20 +66,16 @@ class Reporter:
         self._woken.set()
 
     async def run(self) -> None:
-        """Reports until cancelled. A broker that does not answer is waited for."""
+        """Reports until cancelled. After an error it can be run again, and reports everything again."""
+        self._said.clear()
+        self._views.clear()
         while True:
             active = self._reader.catalog.recalculations.active()
             self._woken.clear()
-            try:
-                if self._serving():
-                    await self._report_views()
-                    if active:
-                        await self._report(active)
-            except (KafkaError, TimeoutError, OSError) as error:
-                log.warning("nothing is reported at the moment, trying again: %r", error)
-                self._said.clear()
-                self._views.clear()
-                await asyncio.sleep(RETRY_SECONDS)
+            if self._serving():
+                await self._report_views()
+                if active:
+                    await self._report(active)
             if not active:
                 self._said.clear()
                 self._bounds.clear()

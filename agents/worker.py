@@ -16,9 +16,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -39,12 +38,14 @@ from streams.app import App, WorkerCrashed, build_app, run_app
 from streams.guarded import GuardedProcess
 from streams.seam import Fenced
 from streams.settings import Settings, aiokafka_kwargs
+from streams.supervision import supervise, unless_stopped
 from streams.topics import Presence, TopicsError
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
 """A worker that was told to end is gone after so long, whatever still holds it."""
+COUNT_SECONDS = 1.0
 LOOK_SECONDS = 10.0
 """So often it looks whether its topics are there."""
 TOPICS = (*SOURCES, "journeys", RECALCULATIONS, REPORTS, "stage-changes", "totals", "rejected")
@@ -143,7 +144,8 @@ async def run_worker(
     await server.setup()
     await web.SockSite(server, listener).start()
     try:
-        await catalog.start()
+        if not await unless_stopped(catalog.start(), stop):
+            return
         if started is not None:
             started(url)
         # What was made so far stays: the garbage collector need not look at it again and again while batches come and go.
@@ -151,8 +153,17 @@ async def run_worker(
         gc.freeze()
         gc.set_threshold(200_000, 20, 100)
         threading.Thread(target=compile_loops, name="compiling", daemon=True).start()
-        runs = (_tick(settings, app, partitions), reporter.run(), driver.run(), refusals.run(), _watch_topics(settings, failed))
-        beside = [asyncio.create_task(_beside(run, failed)) for run in runs]
+        background = {
+            "totals": lambda: _publish_totals(settings, app, partitions),
+            "reports": reporter.run,
+            "recalculations": driver.run,
+            "rejections": refusals.run,
+            "topics": lambda: _watch_topics(settings, failed),
+        }
+        beside = [
+            *(asyncio.create_task(_supervised(work, run)) for work, run in background.items()),
+            asyncio.create_task(_count_foreign(app)),
+        ]
         try:
             await run_app(app, stop, broken, ending)
         finally:
@@ -178,26 +189,28 @@ def load_loops() -> None:
         loops.warm()
 
 
-async def _beside(run: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> None:
-    """What runs beside the partitions; without it the worker cannot go on."""
-    try:
-        await run
-    except asyncio.CancelledError:
-        raise
-    except BaseException as error:
-        failed(error)
+async def _supervised(work: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run *run* beside the partitions, again after each failure."""
+    await supervise(work, run, metrics.BACKGROUND_FAILURES.labels(work).inc)
 
 
-async def _tick(settings: Settings, app: App, partitions: Partitions) -> None:
-    """Publishes changed totals, and the metrics that are only looked at."""
-    foreign = 0
+async def _publish_totals(settings: Settings, app: App, partitions: Partitions) -> None:
+    """Publish changed totals, and let complete views take over."""
     while True:
         await asyncio.sleep(settings.totals_interval_seconds)
         if app.serving:
             partitions.settle()
             await partitions.publish_totals()
-        metrics.FOREIGN_RECORDS.inc(app.changelog.foreign_records - foreign)
-        foreign = app.changelog.foreign_records
+
+
+async def _count_foreign(app: App) -> None:
+    """Count what others wrote to changelogs of this worker."""
+    counted = 0
+    while True:
+        await asyncio.sleep(COUNT_SECONDS)
+        found = app.changelog.foreign_records
+        metrics.FOREIGN_RECORDS.inc(found - counted)
+        counted = found
 
 
 async def _watch_topics(settings: Settings, failed: Callable[[BaseException], None]) -> None:

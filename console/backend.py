@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +15,7 @@ from state import totals
 from streams import batches
 from streams.reader import broker_kind
 from streams.settings import Settings, aiokafka_kwargs
+from streams.supervision import in_daemon_thread
 
 from . import edits, results, statistics
 from .errors import ApiError
@@ -31,6 +32,9 @@ from .seen import Seen
 from .watch import Watch
 from .workers import Answers, GroupDirectory, Workers, fixed
 
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 5.0  # for each part, when the console ends
 STEADY_TRIES = 3  # how often an answer is asked for again because partitions were between two versions
 MOVING_SECONDS = (0.1, 0.2, 0.4, 0.8)  # waits while a contact's evidence is on its way to another partition
 MAX_POINTERS = 1000
@@ -62,7 +66,7 @@ class Backend:
         self._begins: results.Ends = {}
 
     async def start(self) -> None:
-        self.broker_kind = await asyncio.to_thread(broker_kind, self.settings)
+        self.broker_kind = await in_daemon_thread(lambda: broker_kind(self.settings))
         self.offsets.exact_ends = self.rejected.exact_ends = self.broker_kind == "kafka"
         await self.workers.start()
         await self.writer.start()
@@ -72,10 +76,15 @@ class Backend:
         self.watch.start()
 
     async def stop(self) -> None:
+        """Stop every part, whatever becomes of the others."""
         for part in (self.watch, self.store, self.recalculations, self.offsets, self.writer, self.workers, self._directory):
-            if part is not None:
-                with contextlib.suppress(OSError):
+            if part is None:
+                continue
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
                     await part.stop()
+            except Exception as error:
+                log.warning("%s could not be stopped: %r", type(part).__name__, error)
 
     def audit(self) -> Audit:
         """Where it is written who changed what."""

@@ -147,7 +147,8 @@ def _rejections(settings: Settings, progress: Progress) -> tuple[dict[Place, Rej
 
 def _place(headers: dict[str, bytes | None], settings: Settings) -> Place | None:
     topic, partition, offset = (_text(headers.get(f"waypost_{name}")) for name in ("topic", "partition", "offset"))
-    if not (topic.startswith(settings.topic_prefix) and partition.isdecimal() and offset.isdecimal()):
+    known = all(number.isdecimal() and len(number) < 20 for number in (partition, offset))
+    if not (topic.startswith(settings.topic_prefix) and known):
         return None
     return Place(topic.removeprefix(settings.topic_prefix), int(partition), int(offset))
 

@@ -8,19 +8,17 @@ version, and tells its own writer of the conflict. So no edit that was confirmed
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.codec import decode_journey
-from schemas.errors import Refused
-from schemas.journey import Journey, body_digest, journey_json
+from schemas.journey import MAX_VERSION, Journey, body_digest, journey_json
+from streams.compacted import Fetched, Follower
 
 from .errors import ApiError
 
@@ -47,34 +45,22 @@ class JourneyStore:
     """Follows the one partition of the journeys topic without a group; `put` and `delete` write to it."""
 
     def __init__(self, topic: str, kafka: dict[str, Any], send: Send, now_ms: Callable[[], int]) -> None:
-        self._tp = TopicPartition(topic, 0)
-        self._consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **kafka)
+        self._topic = topic
+        self._follower = Follower([topic], kafka, self._take)
         self._send = send
         self._now_ms = now_ms
         self._last: dict[str, Saved] = {}
         self._recent: dict[str, list[Saved]] = defaultdict(list)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._position = 0
-        self._moved = asyncio.Condition()
-        self._task: asyncio.Task[None] | None = None
         self.loaded = False
 
     async def start(self) -> None:
         """Connects, reads the topic to its end, then follows it. Raises KafkaError."""
-        await self._consumer.start()
-        self._consumer.assign([self._tp])
-        await self._consumer.seek_to_beginning(self._tp)
-        end = (await self._consumer.end_offsets([self._tp]))[self._tp]
-        self._task = asyncio.create_task(self._follow())
-        await self._reach(end)
+        await self._follower.start()
         self.loaded = True
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        await self._consumer.stop()
+        await self._follower.stop()
 
     # ------------------------------------------------------------------ reading
 
@@ -112,44 +98,30 @@ class JourneyStore:
         saved = self._last.get(id_)
         return 1 if saved is None else saved.version + 1
 
-    async def _follow(self) -> None:
-        while True:
+    def _take(self, fetched: Fetched) -> None:
+        """Take records into the copy. A bad one is logged and passed over, as workers do."""
+        for record in fetched[self._topic]:
             try:
-                fetched = await self._consumer.getmany(self._tp, timeout_ms=1000)
-                for record in fetched.get(self._tp, ()):
-                    self._take(record)
-                position = await self._consumer.position(self._tp)
-            except KafkaError as error:
-                log.warning("the journeys topic cannot be read at the moment, trying again: %s", error)
-                await asyncio.sleep(1.0)
-                continue
-            if position != self._position:
-                async with self._moved:
-                    self._position = position
-                    self._moved.notify_all()
+                self._take_one(record)
+            except Exception as error:  # workers bring it to the rejected topic
+                log.error(
+                    "topic %s, offset %s: bad record: %s", self._topic, record.offset, error
+                )
 
-    def _take(self, record: Any) -> None:
-        """One record into the copy. What is no journey is told and passed over, as workers do."""
-        try:
-            id_, journey = decode_journey(record.key, record.value)
-            before = self._last.get(id_)
-            if journey is None:
-                headers = dict(record.headers or ())
-                said = int(headers.get(VERSION_HEADER) or b"0")
-                saved = Saved(record.offset, max(said, before.version if before else 0), None)
-            else:
-                saved = Saved(record.offset, journey.version or 1, journey.model_copy(update={"version": journey.version or 1}))
-        except (ValueError, Refused) as error:  # a version that is no number is a ValueError
-            log.error("journeys topic, offset %s: not a journey, passed over: %s", record.offset, error)
-            return
+    def _take_one(self, record: Any) -> None:
+        id_, journey = decode_journey(record.key, record.value)
+        before = self._last.get(id_)
+        if before is not None and record.offset <= before.offset:
+            return  # taken already
+        if journey is None:
+            said = _version_of(dict(record.headers or ()).get(VERSION_HEADER))
+            saved = Saved(record.offset, max(said, before.version if before else 0), None)
+        else:
+            saved = Saved(record.offset, journey.version or 1, journey)
         self._last[id_] = saved
         recent = self._recent[id_]
         recent.append(saved)
         del recent[:-KEPT_VERSIONS]
-
-    async def _reach(self, position: int) -> None:
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._position >= position)
 
     # ------------------------------------------------------------------ writing
 
@@ -166,6 +138,10 @@ class JourneyStore:
             if current is not None and body_digest(current) == body_digest(journey):
                 return current, False
             version = (base.version if base is not None else 0) + 1
+            if version > MAX_VERSION:  # workers would refuse it
+                if current is not None:
+                    raise _versions_exhausted(journey.id)
+                version = 1
             journey = journey.model_copy(update={"version": version, "saved_at": self._now_ms()})
             own, theirs = await self._write(journey.id, base, version, journey)
             equal = theirs is not None and theirs.journey is not None and body_digest(theirs.journey) == body_digest(journey)
@@ -212,7 +188,7 @@ class JourneyStore:
                 else:
                     value = json.dumps(journey_json(journey), ensure_ascii=False).encode()
                     offset = await self._send(id_.encode(), value, [])
-                await self._reach(offset + 1)
+                await self._follower.reach({self._topic: offset + 1})
         except (TimeoutError, KafkaError) as error:
             log.warning("journey %s could not be written: %r", id_, error)
             raise ApiError(
@@ -225,8 +201,25 @@ class JourneyStore:
     async def _put_back(self, id_: str, own: Saved, theirs: Saved | None) -> None:
         """Makes *theirs*, which *own* came on top of, the newest again, under a higher version. Whoever came on top of *own* already, stays."""
         while theirs is not None and self._last[id_].offset == own.offset:
-            version = max(own.version, theirs.version) + 1
+            version = min(max(own.version, theirs.version) + 1, MAX_VERSION)
             journey = theirs.journey
             if journey is not None:
                 journey = journey.model_copy(update={"version": version, "saved_at": self._now_ms()})
             own, theirs = await self._write(id_, own, version, journey)
+
+
+def _version_of(header: bytes | None) -> int:
+    """Return the version that a tombstone names; 0 where it names none."""
+    if header is None or not header.isdigit() or len(header) > 10:
+        return 0
+    return min(int(header), MAX_VERSION)
+
+
+def _versions_exhausted(id_: str) -> ApiError:
+    return ApiError(
+        409,
+        "versions_exhausted",
+        f'journey "{id_}" has version {MAX_VERSION}, the highest there is; delete it and save it '
+        "again, or save it under another id",
+        "version",
+    )

@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from schemas.errors import Refused
+from schemas.times import LAST_MS
 from streams.partitioner import partition_of
 from streams.transport import start_producer
 
@@ -137,7 +138,8 @@ class Offsets:
         tps = self._partitions((source,))
         async with broker(ASK_SECONDS):
             found = await self._consumer.offsets_for_times(dict.fromkeys(tps, 0))
-        return min((at.timestamp for at in found.values() if at is not None and at.timestamp >= 0), default=None)
+        times = (at.timestamp for at in found.values() if at is not None)
+        return min((at_ms for at_ms in times if 0 <= at_ms <= LAST_MS), default=None)
 
     async def _by_fetching(self, listed: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """The true ends. Where the listed end is the one of the last time, so is the true one: the last batch is the same."""

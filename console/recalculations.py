@@ -6,21 +6,26 @@ The topic is the truth: an answer to a write is given when the write has come ba
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas import recalculation
-from schemas.errors import Refused
 from schemas.journey import Journey
-from schemas.recalculation import CANCELLED, PLANNED, REQUEST, Recalculation, recalculation_json
+from schemas.recalculation import (
+    CANCELLED,
+    MAX_CONTROL_MS,
+    PLANNED,
+    REQUEST,
+    Recalculation,
+    recalculation_json,
+)
 from schemas.times import format_ms
 from state.recalculation import Table, rules_by_key
+from streams.compacted import Fetched, Follower
 
 from .errors import ApiError
 from .results import Wanted
@@ -38,29 +43,16 @@ class RecalculationStore:
     def __init__(self, topic: str, kafka: dict[str, Any], send: Send, now_ms: Callable[[], int]) -> None:
         self.table = Table()
         self._topic = topic
-        self._tp = TopicPartition(topic, 0)
-        self._consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **kafka)
+        self._follower = Follower([topic], kafka, self._take)
         self._send = send
         self._now_ms = now_ms
-        self._position = 0
-        self._moved = asyncio.Condition()
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connects, reads the topic to its end, then follows it. Raises KafkaError."""
-        await self._consumer.start()
-        self._consumer.assign([self._tp])
-        await self._consumer.seek_to_beginning(self._tp)
-        end = (await self._consumer.end_offsets([self._tp]))[self._tp]
-        self._task = asyncio.create_task(self._follow())
-        await self._reach(end)
+        await self._follower.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        await self._consumer.stop()
+        await self._follower.stop()
 
     # ------------------------------------------------------------------ reading
 
@@ -85,32 +77,18 @@ class RecalculationStore:
         at_ms = self.table.finished_at(journey)
         return None if at_ms is None else format_ms(at_ms)
 
-    async def _follow(self) -> None:
-        while True:
+    def _take(self, fetched: Fetched) -> None:
+        for record in fetched[self._topic]:
             try:
-                fetched = await self._consumer.getmany(self._tp, timeout_ms=1000)
-                for record in fetched.get(self._tp, ()):
-                    self._take(record)
-                position = await self._consumer.position(self._tp)
-            except KafkaError as error:
-                log.warning("the recalculations topic cannot be read at the moment, trying again: %s", error)
-                await asyncio.sleep(1.0)
-                continue
-            if position != self._position:
-                async with self._moved:
-                    self._position = position
-                    self._moved.notify_all()
-
-    def _take(self, record: Any) -> None:
-        try:
-            id_ = (record.key or b"").decode()
-            self.table.take(id_, None if record.value is None else recalculation.decode(record.key, record.value))
-        except (ValueError, Refused) as error:
-            log.error("recalculations topic, offset %s: passed over: %s", record.offset, error)
-
-    async def _reach(self, position: int) -> None:
-        async with self._moved:
-            await self._moved.wait_for(lambda: self._position >= position)
+                id_ = (record.key or b"").decode()
+                one = None
+                if record.value is not None:
+                    one = recalculation.decode(record.key, record.value)
+                self.table.take(id_, one)
+            except Exception as error:  # workers bring it to the rejected topic
+                log.error(
+                    "topic %s, offset %s: bad record: %s", self._topic, record.offset, error
+                )
 
     # ------------------------------------------------------------------ writing
 
@@ -120,6 +98,8 @@ class RecalculationStore:
         *log_from_ms*: the time of the oldest activity on the log; what happened before does not count afterwards.
         """
         rules = {key: rule for journey in journeys for key, rule in rules_by_key(journey).items()}
+        if log_from_ms is not None and not 0 <= log_from_ms <= MAX_CONTROL_MS:
+            log_from_ms = None  # whoever sent the activity gave its record a time that is none
         one = Recalculation(
             id=f"r-{secrets.token_hex(6)}", state=PLANNED, cause=REQUEST, journeys=tuple(sorted(journey.id for journey in journeys)),
             rules=tuple(rules.values()), throttle=events_per_second, planned_at=self._now_ms(), log_from=log_from_ms,
@@ -141,7 +121,7 @@ class RecalculationStore:
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 offset = await self._send(self._topic, one.id.encode(), recalculation.encode(one), [])
-                await self._reach(offset + 1)
+                await self._follower.reach({self._topic: offset + 1})
         except (TimeoutError, KafkaError) as error:
             log.warning("recalculation %s could not be written: %r", one.id, error)
             message = "the broker did not confirm the write, which may have been made: look at the list of recalculations, then repeat"

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from streams.reader import ReaderError
 from streams.settings import Settings
+from streams.supervision import unless_stopped
 
 from .api import build
 from .backend import Backend
@@ -67,7 +68,8 @@ async def serve(
     backend = Backend(settings)
     try:
         try:
-            await backend.start()
+            if not await unless_stopped(backend.start(), stop):
+                return
         except (KafkaError, ReaderError, ApiError, OSError) as error:
             raise CannotStart(f"the broker at {settings.bootstrap} cannot be used: {error}") from error
         try:

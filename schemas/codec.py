@@ -219,6 +219,13 @@ def decode_journey(key: bytes | None, raw: bytes | None) -> tuple[str, Journey |
     journey = parse_journey(said)
     if journey.id != id_:
         raise Refused("other_id", f"the key is {shown(id_)}, the id of the journey {shown(journey.id)}; they must be the same", "id")
+    if journey.version is None or journey.saved_at is None:
+        name = "version" if journey.version is None else "saved_at"
+        raise Refused(
+            "missing_field",
+            f"{name} is missing; save journeys through the API or the command line, which add it",
+            name,
+        )
     return id_, journey
 
 

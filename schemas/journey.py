@@ -23,6 +23,7 @@ MAX_NAME = 200
 MAX_STAGES = 10
 MAX_DEPTH = 5  # conditions inside each other; a stage's own condition is the first
 MAX_RULES = 50  # a stage
+MAX_VERSION = 2**31 - 1
 MAX_KPI = 2**53 - 1  # what every reader of JSON holds exactly
 MAX_ERRORS = 50  # after so many mistakes the rest is not read
 
@@ -163,7 +164,7 @@ class _Reader:
         stages = self.stages(data)
         version = data.get("version")
         if version is not None and (
-            not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_KPI
+            not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_VERSION
         ):
             self.wrong(
                 "bad_version",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .journey import MAX_DEPTH, MAX_ID, MAX_KPI, MAX_NAME, MAX_RULES, MAX_STAGES, OPS
+from .journey import MAX_DEPTH, MAX_ID, MAX_KPI, MAX_NAME, MAX_RULES, MAX_STAGES, MAX_VERSION, OPS
 from .rules import Rule, catalogue
 
 ADDED = "added by the API; ignored in what is sent"
@@ -40,7 +40,7 @@ def journey_schema(ref: str = "#/$defs/{}") -> tuple[dict[str, Any], dict[str, A
                 "maxItems": MAX_STAGES,
                 "items": {"$ref": ref.format("Stage")},
             },
-            "version": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_KPI, "description": ADDED},
+            "version": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_VERSION, "description": ADDED},
             "saved_at": {"type": ["string", "null"], "format": "date-time", "description": ADDED},
             "status": {"description": ADDED},
         },

@@ -163,7 +163,7 @@ def decode(key: bytes | None, value: bytes) -> Recalculation:
         fields["planned_at"] = fields["planned_at"] or 0
         fields["unneeded"] = {rule: _time_ms(at) for rule, at in wire.unneeded.items()}
     except _DECODE_ERRORS as error:
-        raise Refused("bad_recalculation", f"not a recalculation: {error}") from None
+        raise Refused("bad_recalculation", f"not a recalculation: {_short(error)}") from None
     if key != wire.id.encode():
         raise Refused(
             "bad_recalculation", "not a recalculation: its id is not the key of the record", "id"
@@ -173,7 +173,7 @@ def decode(key: bytes | None, value: bytes) -> Recalculation:
     except Exception as error:  # the class of a rule type is anybody's code
         raise Refused(
             "bad_recalculation",
-            f"not a recalculation: a rule cannot be made: {_short(error)}",
+            f"not a recalculation: a rule cannot be made: {type(error).__name__}, {_short(error)}",
             "rules",
         ) from None
     return Recalculation(**fields)
@@ -183,7 +183,8 @@ _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Refu
 
 
 def _short(error: Exception) -> str:
-    return repr(error)[:MAX_REASON]
+    """Return what *error* says, of at most 500 characters: it may name a value of any size."""
+    return str(error)[:500].encode(errors="replace").decode()
 
 
 def _time_ms(at: int | datetime) -> int:
@@ -267,7 +268,7 @@ def decode_schedule(value: bytes) -> Schedule:
         wire = _read_schedule(value)
         return Schedule(wire.cron, wire.zone, _time_ms(wire.since))
     except _DECODE_ERRORS as error:
-        raise Refused("bad_schedule", f"not a schedule: {error}") from None
+        raise Refused("bad_schedule", f"not a schedule: {_short(error)}") from None
 
 
 _REPORTS: dict[str, type[Report]] = {WORKER: WorkerReport, JOB: JobReport, VIEWS: ViewsReport}
@@ -303,7 +304,7 @@ def decode_report(key: bytes | None, value: bytes | None) -> tuple[str, str, int
         id_, who, partition = found[1].decode(), found[2].decode(), int(found[3])
         report = None if value is None else _read_report[who](value)
     except _DECODE_ERRORS as error:
-        raise Refused("bad_report", f"not a report: {error}") from None
+        raise Refused("bad_report", f"not a report: {_short(error)}") from None
     if isinstance(report, ViewsReport):
         report = ViewsReport(tuple(sorted(report.views)))
     return id_, who, partition, report

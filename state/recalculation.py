@@ -100,10 +100,10 @@ class Table:
             self._index, self.turns = None, self.turns + 1
             return True
         after = record if before is None else _joined(before, record)
-        (self.stale.discard if after == record else self.stale.add)(id_)
-        self.records[id_] = after
         if before is None:
             self._keys[id_] = by_key(record.rules)
+        (self.stale.discard if after == record else self.stale.add)(id_)
+        self.records[id_] = after
         if before is not None and (before.state, before.epoch, before.retired) == (after.state, after.epoch, after.retired):
             return False
         self._index, self.turns = None, self.turns + 1

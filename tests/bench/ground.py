@@ -199,7 +199,7 @@ class Ground:
         producer = Producer(librdkafka_config(self.settings), logger=log)
         parsed = []
         for said in journeys:
-            producer.produce(self.topic("journeys"), json.dumps(said).encode(), said["id"], partition=0)
+            producer.produce(self.topic("journeys"), json.dumps({"version": 1, "saved_at": 0, **said}).encode(), said["id"], partition=0)
             parsed.append(parse_journey(said))
         rules = {key: rule for one in parsed for key, rule in rules_by_key(one).items()}
         one = Recalculation(

@@ -29,7 +29,7 @@ from tests.support.group import Group
 
 SEED = 7
 OURS = ("waypost_error", "waypost_topic", "waypost_partition", "waypost_offset", "waypost_rejected_at")
-COMPACTED = ("contacts", "journeys")
+COMPACTED = ("contacts", "journeys", "recalculations", "recalculation-reports")
 """Kafka itself takes no record without a key there."""
 STRANGE = {
     "id": "strange",

@@ -8,20 +8,26 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaConnectionError
 from confluent_kafka import Producer
 
 from console.errors import ApiError
 from console.journeys import JourneyStore
-from console.kafka import Writer, now_ms
+from console.kafka import Offsets, Writer, now_ms
+from console.recalculations import RecalculationStore
 from console.server import serve
-from schemas.journey import Journey, parse_journey
+from schemas.journey import Journey, journey_json, parse_journey
+from schemas.recalculation import decode
 from streams import topics
 from streams.settings import Settings, aiokafka_kwargs
 from tests.support import PATIENCE_SECONDS
+from tests.support.corpus import AT, BAD, recalculation
 from tests.support.kafka import KafkaBroker
 
 
@@ -220,3 +226,84 @@ async def test_rejected_records_are_listed_newest_first(made: Settings) -> None:
     assert seen[1]["value"] == "value 24"
     assert (seen[1]["key"], seen[1]["headers"], seen[1]["partition"], seen[1]["offset"]) == ("key", [{"name": "theirs", "value": "kept"}], 3, 24)
     assert (seen[2]["value"], seen[2]["value_base64"]) == (None, "/wA=")
+
+
+# -- whatever lies on the topics
+
+
+def send_hostile(settings: Settings) -> None:
+    """Write to the control topics what nobody should, and what is allowed at its extremes."""
+    producer = Producer({"bootstrap.servers": settings.bootstrap, "message.max.bytes": 8 << 20})
+
+    def send(topic: str, key: bytes | None, value: bytes | None, **more: Any) -> None:
+        producer.produce(topics.topic_name(settings, topic), value, key, **more)
+
+    for bad in BAD:
+        if bad.topic in ("journeys", "recalculations", "recalculation-reports"):
+            send(bad.topic, bad.key, bad.value, partition=0)
+    newest = {**journey_json(journey("old", "o")), "version": 2**31 - 1, "saved_at": AT}
+    send("journeys", b"old", json.dumps(newest).encode())
+    send("journeys", b"gone", None, headers=[("waypost_version", b"9" * 5000)])
+    send("journeys", b"gone", None, headers=[("waypost_version", b"\xff")])
+    last, high = "9998-12-30T23:59:59.999Z", 2**53 - 1
+    extreme = {
+        "cause": "schedule", "epoch": 2**31 - 1, "planned_at": last, "started_at": 0, "switched_at": 1,
+        "finished_at": last, "log_from": last, "throttle": 1e12, "events_read": high, "eta_seconds": 1e12,
+        "events_total": high, "events_per_second": 1e12, "changed": high, "reason": "<b>" * 30_000,
+    }  # fmt: skip
+    for state in ("planned", "filling", "switching", "live", "cancelled", "failed"):
+        value = json.dumps(recalculation(f"x-{state}", **extreme, state=state)).encode()
+        send("recalculations", f"x-{state}".encode(), value)
+    bare = {"journeys": [], "planned_at": None}
+    for state in ("filling", "switching", "live", "failed"):
+        value = json.dumps(recalculation(f"y-{state}", **bare, state=state)).encode()
+        send("recalculations", f"y-{state}".encode(), value)
+    act = {"contact_id": "c", "type": "click", "at": AT}
+    send("activities", b"c", json.dumps(act).encode(), timestamp=2**62)
+    assert producer.flush(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)
+async def test_no_record_of_a_control_topic_breaks_an_answer(nobody_there: Settings) -> None:
+    send_hostile(nobody_there)
+    async with console(nobody_there) as client:
+        for path in (
+            "/api/journeys", "/api/recalculations", "/api/schedule", "/api/recalculations/x-live",
+            "/api/journeys/old", "/api/journeys/old/versions", "/operations", "/journeys", "/metrics",
+        ):  # fmt: skip
+            answer = await client.get(path, follow_redirects=True)
+            assert answer.status_code == 200, (path, answer.text[:500])
+        assert [one["id"] for one in (await client.get("/api/journeys")).json()["journeys"]] == ["old"]
+        shown = (await client.get("/api/recalculations")).json()
+        assert len(shown["recalculations"]) == 10
+        body = {"name": "n", "stages": [{"name": "a", "condition": {"any": [{"rule": "became_member"}]}}]}
+        refused = await client.put("/api/journeys/old", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "versions_exhausted")
+        assert (await client.delete("/api/journeys/old")).status_code == 204
+        anew = await client.put("/api/journeys/old", json=body)
+        assert (anew.status_code, anew.json()["version"]) == (201, 1)
+        assert (await client.put("/api/journeys/gone", json=body)).json()["version"] == 1
+        planned = await client.post("/api/recalculations", json={"journeys": ["gone"]})
+        assert planned.status_code == 202
+
+
+async def test_a_record_time_outside_of_the_calendar_is_no_beginning_of_the_log() -> None:
+    async def found(times: dict[TopicPartition, int]) -> dict[TopicPartition, Any]:
+        return dict(zip(times, [SimpleNamespace(timestamp=at) for at in (2**62, -1)], strict=True))
+
+    offsets = Offsets({"activities": "activities"}, {"bootstrap_servers": "127.0.0.1:9"}, 2)
+    offsets._consumer = SimpleNamespace(offsets_for_times=found)
+    assert await offsets.first_ms("activities") is None
+    written: list[bytes | None] = []
+
+    async def send(topic: str, key: bytes, value: bytes | None, headers: Any) -> int:
+        written.append(value)
+        raise KafkaConnectionError("enough")
+
+    store = RecalculationStore("r", {"bootstrap_servers": "127.0.0.1:9"}, send, now_ms)
+    with pytest.raises(ApiError):
+        await store.plan([journey("x", "x")], None, 2**62)
+    assert written[0] is not None
+    said = json.loads(written[0])
+    assert decode(said["id"].encode(), written[0]).log_from is None

@@ -13,6 +13,8 @@ from agents import driver, reporter
 from agents.catalog import Catalog
 from agents.driver import Driver
 from agents.reporter import Reporter
+from streams import supervision
+from streams.supervision import supervise
 from tests.support import PATIENCE_SECONDS
 
 
@@ -69,16 +71,18 @@ async def reached(moment: asyncio.Event, running: asyncio.Task[None]) -> None:
 
 
 async def test_the_driver_waits_for_its_broker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(supervision, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(driver, "IDLE_SECONDS", 0.01)
     reader = Reader()
-    running = asyncio.create_task(Driver(partitions(Outward()), reader, lambda: True, keep_ms=1).run())  # type: ignore[arg-type]
+    one = Driver(partitions(Outward()), reader, lambda: True, keep_ms=1)  # type: ignore[arg-type]
+    running = asyncio.create_task(supervise("driver", one.run))
     await reached(reader.answered, running)
 
 
 async def test_what_was_not_reported_is_reported_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporter, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(supervision, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(reporter, "IDLE_SECONDS", 0.01)
     outward = Outward()
-    running = asyncio.create_task(Reporter(partitions(outward), Reader(), lambda: True).run())  # type: ignore[arg-type]
+    one = Reporter(partitions(outward), Reader(), lambda: True)  # type: ignore[arg-type]
+    running = asyncio.create_task(supervise("reporter", one.run))
     await reached(outward.taken, running)

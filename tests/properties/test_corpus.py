@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from agents import handoffs, intake
-from agents.catalog import Catalog
-from schemas import codec
+from agents.catalog import CONTROL, MAX_REFUSED, Catalog
+from schemas import codec, recalculation
 from schemas.errors import Refused
 from state.matching import Matcher
 from streams.blocks import Rows
-from tests.support.corpus import AT_MS, BAD, GOOD, Bad, Good, Sent, journey, raw
+from tests.support.corpus import AT, AT_MS, BAD, GOOD, Bad, Good, Sent, journey, raw
 from tests.support.records import Record, block_of
 
 NOW_MS, AHEAD_MS = AT_MS + 1000, 86_400_000
@@ -29,6 +29,10 @@ def take(sent: Sent) -> tuple[str, int]:
         return handoffs.decode(sent.value or b"").to, 0
     if sent.topic == "journeys":
         return codec.decode_journey(sent.key, sent.value)[0], 0
+    if sent.topic in ("recalculations", "recalculation-reports"):
+        catalog = Catalog()
+        catalog.take(sent.topic, sent.key, sent.value, 0)
+        raise catalog.refused[sent.topic][0]
     if sent.value is None:
         raise Refused("empty_value", "null")
     if sent.topic == "activities":
@@ -67,13 +71,32 @@ def test_odd_ones_are_taken(good: Good) -> None:
     assert take(good) == (good.contact_id, good.at_ms)
 
 
-def test_the_catalogue_passes_bad_journeys_over_and_keeps_their_offsets_in_mind() -> None:
+@pytest.mark.parametrize("topic", CONTROL)
+def test_the_catalogue_passes_bad_records_over_and_keeps_their_offsets_in_mind(topic: str) -> None:
     catalog = Catalog()
-    bad = [one for one in BAD if one.topic == "journeys"]
-    assert not any(catalog.take("journeys", one.key, one.value, offset) for offset, one in enumerate(bad))
-    assert [*catalog.refused] == [*range(len(bad))]
-    assert catalog.take("journeys", b"good", raw(journey("good")), len(bad))
+    bad = [one for one in BAD if one.topic == topic]
+    assert not any(catalog.take(topic, one.key, one.value, at) for at, one in enumerate(bad))
+    assert [*catalog.refused[topic]] == [*range(len(bad))]
+    assert (catalog.journeys, catalog.recalculations.records, catalog.reports.known()) == ({}, {}, [])
+    assert catalog.take("journeys", b"good", raw(journey("good", version=1, saved_at=AT)), len(bad))
     assert [*catalog.journeys] == ["good"]
+
+
+def test_the_catalogue_keeps_a_bounded_number_of_bad_records_in_mind() -> None:
+    catalog = Catalog()
+    for offset in range(MAX_REFUSED + 5):
+        catalog.take("recalculations", b"x", b"{", offset)
+    assert [*catalog.refused["recalculations"]] == [*range(5, MAX_REFUSED + 5)]
+
+
+def test_a_record_that_meets_a_fault_of_ours_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: Any) -> Any:
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setattr(recalculation, "decode", fault)
+    catalog = Catalog()
+    assert not catalog.take("recalculations", b"x", b"{}", 3)
+    assert catalog.refused["recalculations"][3].code == "bad_record"
 
 
 def test_exactly_the_allowed_time_ahead_is_taken() -> None:
@@ -100,7 +123,7 @@ def taken_in(sent: list[Sent], fetched: bool) -> list[tuple[Any, Refused]]:
 
 @pytest.mark.parametrize("fetched", [False, True])
 def test_a_chunk_of_good_and_bad_loses_none_and_refuses_the_bad_as_they_came(fetched: bool) -> None:
-    bad = [one for one in BAD if one.topic != "journeys"]
+    bad = [one for one in BAD if one.topic not in CONTROL]
     mixed: list[Sent] = [one for pair in zip(bad, GOOD * (len(bad) // len(GOOD) + 1), strict=False) for one in pair]
     refused = {record.offset: (record, error) for record, error in taken_in(mixed, fetched)}
     for offset, one in enumerate(mixed):

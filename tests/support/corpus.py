@@ -1,7 +1,8 @@
 """Records that must be rejected, each with its reason, and odd ones that must be taken: deterministic, never sends anything itself.
 
 A reason is a regular expression (case ignored) that the sentence of the refusal, its code or its path has to contain.
-Topics are named without prefix: "activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence", "journeys".
+Topics are named without prefix: "activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence", "journeys",
+"recalculations", "recalculation-reports".
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from agents import handoffs
+from schemas.errors import shown
 from schemas.hashing import h8
 from schemas.times import EARLIEST_MS
 from state.evidence import hit
@@ -323,6 +325,8 @@ def _bad() -> Iterator[Bad]:
     yield from _bad_handoffs("handoffs")
     yield from _bad_handoffs("rebuilt-evidence")
     yield from _bad_journeys()
+    yield from _bad_recalculations()
+    yield from _bad_reports()
 
 
 def _bad_handoffs(topic: str) -> Iterator[Bad]:
@@ -391,6 +395,10 @@ def _bad_journeys() -> Iterator[Bad]:
     yield bad("no stages", "stage", stages=[])
     yield bad("11 stages", "stage", stages=[{**journey("x")["stages"][0], "name": str(n)} for n in range(11)])
     yield bad("version 0", "version", version=0)
+    for name, high in {"2^31": 2**31, "2^53 - 1": 2**53 - 1, "1e3": 1e3, "true": True}.items():
+        yield bad(f"version {name}", "version", version=high)
+    yield bad("no version", "version", saved_at=AT)
+    yield bad("no time of saving", "saved_at", version=1)
     yield bad("an unknown field", "unknown|colour", colour="red")
     for name, reason, condition in (
         ("an empty condition", "empty|condition", {"any": []}),
@@ -398,6 +406,78 @@ def _bad_journeys() -> Iterator[Bad]:
         ("a pattern that is none", "matches|pattern", {"any": [{"rule": "visited_url", "url": {"matches": "("}}]}),
     ):
         yield bad(name, reason, stages=[{"name": "a", "condition": condition}])
+
+
+def recalculation(id_: str, **changes: Any) -> dict[str, Any]:
+    return {"id": id_, "state": "cancelled", "cause": "request", "journeys": ["a"], "rules": [], "epoch": 1} | changes
+
+
+INFINITE, HUGE = json.loads("1e999"), 10**30
+
+
+def _bad_recalculations() -> Iterator[Bad]:
+    """What no worker and no console writes. Each has a key of its own, since the topic is compacted."""
+    number = 0
+
+    def bad(called: str, value: bytes | None = None, key: bytes | None = b"?", **changes: Any) -> Bad:
+        nonlocal number
+        number += 1
+        id_ = f"bad-{number}"
+        said = raw(recalculation(id_, **changes)) if value is None and key == b"?" else value
+        said = None if said is None else said.replace(b"Infinity", b"1e999")
+        return Bad(
+            f"recalculations: {called}", "recalculations", id_.encode() if key == b"?" else key, said,
+            reason="not a recalculation|bad_time|key",
+        )  # fmt: skip
+
+    for name, value in {**NOT_JSON, **OTHER_JSON}.items():
+        yield bad(name, value)
+    for name in ("epoch", "events_read", "events_total", "changed", "progress", "throttle", "eta_seconds"):
+        for wrong in (INFINITE, HUGE, -1, "x", [1], {}):
+            yield bad(f"{name} {shown(wrong)}", **{name: wrong})
+    for name in ("planned_at", "started_at", "log_from"):
+        for wrong in (INFINITE, "soon", "9999-12-31T23:59:59.999Z", -1, True):
+            yield bad(f"{name} {shown(wrong)}", **{name: wrong})
+    for name, wrong in {"state": "over", "cause": None, "reason": {}, "journeys": [[]], "rules": [{}]}.items():
+        yield bad(f"{name} {shown(wrong)}", **{name: wrong})
+    yield bad("a rule that is none", rules=[{"rule": "visited_url", "url": {"matches": "("}}])
+    yield bad("retired numbers", retired=[1])
+    yield bad("unneeded since never", unneeded={"00": INFINITE})
+    yield bad("the key of another", raw(recalculation("other")), b"another")
+    yield bad("an empty key", raw(recalculation("bad")), b"")
+    yield bad("a key that is not UTF-8", raw(recalculation("bad")), b"\xff\xfe")
+    yield bad("a deletion with a key that is not UTF-8", None, b"\xff\xfd")
+
+
+def _bad_reports() -> Iterator[Bad]:
+    """What no worker and no job reports, under keys of reports and under others."""
+    worker = {"recording_from": 1, "log_begin": 0, "joined": 0, "handed": 0, "scanned": 0.5, "shown": False, "changed": 0}
+    job = {"begin": 0, "read": 1, "at_ms": 1, "written": {"0": 1}, "error": None}
+    sound = {"worker": worker, "job": job, "views": {"views": [[1, 2]]}}
+    number = 0
+
+    def bad(who: str, name: str, value: bytes, key: bytes | None = None) -> Bad:
+        nonlocal number
+        number += 1
+        return Bad(
+            f"reports: {who}, {name}", "recalculation-reports", key or f"bad-{number}/{who}/0".encode(), value,
+            reason="not a report|not a schedule",
+        )  # fmt: skip
+
+    for who, said in sound.items():
+        for field in said:
+            for wrong in (INFINITE, HUGE, -1, "x", [1]):
+                changed = raw({**said, field: wrong}).replace(b"Infinity", b"1e999")
+                if not (field == "error" and wrong == "x"):
+                    yield bad(who, f"{field} {shown(wrong)}", changed)
+        yield bad(who, "no object", b"[]")
+    yield bad("views", "infinite versions", b'{"views":[[1e999,1]]}')
+    yield bad("job", "infinite offsets", raw({**job, "written": {"0": INFINITE}}).replace(b"Infinity", b"1e999"))
+    yield bad("job", "a negative partition", raw({**job, "written": {"-1": 1}}))
+    for key in (b"nobody", b"a/worker/-1", b"a/worker/x", b"a/someone/1", b"\xff/job/1", b""):
+        yield bad("key", repr(key), raw(worker), key or b" ")
+    yield bad("schedule", "no object", b"[]", b"schedule")
+    yield bad("schedule", "since never", b'{"cron":"* * * * *","zone":"UTC","since":1e999}', b"schedule")
 
 
 def _good() -> Iterator[Good]:
