@@ -50,6 +50,7 @@ class Building:
         self._wanted: dict[bytes, tuple[Journey, Source]] = {}  # what the catalogue asks for, by view id
         self.sweep: asyncio.Task[None] | None = None
         self._swept = -1  # at which turn of the table it was last looked for evidence to give up
+        self._fixed: dict[bytes, str] = {}  # by view id, what of its entry stays: each step of a scan writes the entries of all its views
         self._old: list[View] = []
         self._beginning: list[View] = []  # in the changelog, about to be kept
         self._unsettled: list[tuple[View, list[View]]] = []  # the newest of a journey, and the versions it has not taken over from
@@ -207,6 +208,7 @@ class Building:
         for view in views:
             self.scans.pop(view.id, None)
             del self.state[view.id]
+            self._fixed.pop(view.id, None)
             self.complete.discard(view.id)
             self.turns += 1
             self._partition.totals.pop(view.id, None)
@@ -248,16 +250,20 @@ class Building:
     def _scan_step(self, views: list[View], pipeline: Pipeline) -> None:
         partition, prefix, cursor = self._partition, records.EVIDENCE, views[0].cursor
         after = None if not cursor else prefix + cursor
-        found = dict(partition.ledger.scan(prefix, after, SCAN_CONTACTS))
-        last = max(found) if len(found) == SCAN_CONTACTS else None
+        context = partition.context
+        read, done = _read(partition.ledger.scan(prefix, after, SCAN_CONTACTS), context.decision_bytes)
+        found: dict[bytes, bytes | None] = dict(read)
+        last = None if done else read[-1][0]
         low = after or prefix
         for decided in partition.overlay:
             found.update((k, v) for k, v in decided.items() if k[:1] == prefix and k > low and (last is None or k <= last))
         holders = [key[1:] for key in sorted(found)]
-        metrics.SCAN_CONTACTS.inc(len(holders))
-        context = partition.context
-        batch = Batch(self.kept, partition.reader(known=found), partition.is_here, context.max_merges, few=context.few)
-        changed = batch.scan(views, holders)
+        load = partition.reader(known=found)
+        batch = Batch(self.kept, load, partition.is_here, context.max_merges, few=context.few, room=context.decision_bytes)
+        changed, taken = batch.scan(views, holders)
+        metrics.SCAN_CONTACTS.inc(taken)
+        if taken < len(holders):
+            last = prefix + holders[taken - 1]
         decision = batch.decide()
         cursor = None if last is None else last[1:]
         for view in views:
@@ -335,7 +341,7 @@ class Building:
                 pipeline = partition.pipeline
                 if pipeline is None or not await pipeline.room(behind=True):
                     return
-                found = list(partition.ledger.scan(prefix, after, SCAN_CONTACTS))
+                found, done = _read(partition.ledger.scan(prefix, after, SCAN_CONTACTS), partition.context.decision_bytes)
                 load = partition.reader(known=dict(found))
                 smaller: dict[bytes, bytes | None] = {}
                 for key, _ in found:
@@ -343,7 +349,6 @@ class Building:
                     less = None if record is None else records.without(record, dead)
                     if less is not None:
                         smaller[key] = less
-                done = len(found) < SCAN_CONTACTS
                 pipeline.add(partition.work(Decision(smaller, [], [], [], {}, {}), also=[(SWEPT, mark)] if done else []))
                 if done:
                     return
@@ -374,22 +379,32 @@ class Building:
         return found
 
     def _view_entry(self, view: View) -> tuple[bytes, bytes]:
-        said = {
-            "journey": journey_json(view.journey),
-            "cursor": None if view.cursor is None else view.cursor.hex(),
-            "state": self.state[view.id],
-            "told": view.told,
-            "keys": {rule.hex(): key.hex() for rule, key in view.source.keys.items()},
-            "generation": view.source.generation,
-            "recalculation": view.source.recalculation,
-            "changed": view.changed,
-        }
-        return VIEW + view.id, json.dumps(said).encode()
+        fixed = self._fixed.get(view.id)
+        if fixed is None:
+            source = view.source
+            keys = {rule.hex(): key.hex() for rule, key in source.keys.items()}
+            same = {"journey": journey_json(view.journey), "keys": keys, "generation": source.generation, "recalculation": source.recalculation}
+            fixed = self._fixed[view.id] = json.dumps(same)[:-1]
+        moving = {
+            "cursor": None if view.cursor is None else view.cursor.hex(), "state": self.state[view.id], "told": view.told, "changed": view.changed,
+        }  # fmt: skip
+        return VIEW + view.id, f"{fixed}, {json.dumps(moving)[1:]}".encode()
 
 
 def _source(said: dict[str, Any]) -> Source:
     keys = {bytes.fromhex(rule): bytes.fromhex(key) for rule, key in said.get("keys", {}).items()}
     return Source(keys, said.get("generation", 0), said.get("recalculation"))
+
+
+def _read(entries: Iterable[tuple[bytes, bytes]], room: int) -> tuple[list[tuple[bytes, bytes]], bool]:
+    """Return the first of *entries*, SCAN_CONTACTS or *room* bytes of them, and whether these are all there are."""
+    found: list[tuple[bytes, bytes]] = []
+    for entry in entries:
+        found.append(entry)
+        room -= len(entry[0]) + len(entry[1])
+        if room <= 0:
+            return found, False
+    return found, len(found) < SCAN_CONTACTS
 
 
 def _fraction(key: bytes) -> int:

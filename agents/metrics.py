@@ -21,6 +21,12 @@ STEP_SECONDS = Histogram(
     ["step"],
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
 )
+WORK_SECONDS = Counter(
+    "waypost_work_seconds_total",
+    "Time in which decisions were made and written to RocksDB, by kind: live (what arrives) or background (views that are built, rebuilt evidence). "
+    "While both have work, background gets at least background_share of it.",
+    ["kind"],
+)
 VISIBLE_SECONDS = Histogram(
     "waypost_visible_seconds",
     "Time from the record time of the oldest activity of a batch until the batch is in the numbers, in seconds.",
@@ -50,7 +56,7 @@ BACKGROUND_FAILURES = Counter(
 )
 
 CATALOGUE = (
-    ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, VISIBLE_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
+    ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, WORK_SECONDS, VISIBLE_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
     FOREIGN_RECORDS, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
     BACKGROUND_FAILURES,
 )  # fmt: skip

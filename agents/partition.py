@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -23,9 +23,9 @@ from schemas.errors import Refused
 from schemas.journey import Journey
 from state import records
 from state.announcement import doubted
-from state.arrivals import hits_alone, join_of
+from state.arrivals import NO_ARRIVALS, Arrivals, hits_alone, join_of
 from state.batch import Batch
-from state.decision import Decision
+from state.decision import UNBOUNDED, Decision
 from state.ledger import Ledger, Memory
 from state.matching import Matcher
 from state.messages import Message
@@ -37,13 +37,16 @@ from streams.partitioner import partition_of, partitions_of
 
 from . import handoffs, intake, metrics
 from .building import Building
-from .pipeline import Changelog, OutRecord, Outward, Pipeline, Work
+from .pipeline import Changelog, OutRecord, Outward, Pipeline, Turns, UnderWay, Work
 from .succession import CHANGELOG_POSITION, POSITION, Succession
 
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 3  # decisions of a partition on their way to the broker and to RocksDB
 BEHIND_RECORDS = 250  # of a decision that the living may have to wait for
+MOST_DECISION_BYTES = 8 << 20  # more would block the loop for too long
+MOST_CONTACTS = 1 << 16
+AHEAD_KEYS = 512  # are read at once
 SOURCES = ("activities", "contact-merges", "contacts", "handoffs", "rebuilt-evidence")
 
 
@@ -67,6 +70,9 @@ class Context:
     common: Callable[[str], tuple[int, int] | None] = lambda journey: None  # the newest of its views that all partitions have
     few: int = FEW  # see `state.plain.FEW`
     chunk_records: int = 2000  # of one decision: bounds how long the loop is blocked
+    decision_bytes: int = MOST_DECISION_BYTES  # what one decision may take in memory, about: see `state.decision.Room`
+    under_way: UnderWay = field(default_factory=UnderWay)
+    background_share: float = 0.2  # see `agents.pipeline.Turns`
     step_done: Callable[[str, int], None] | None = None
     reflected: Callable[[str, int], int | None] = lambda topic, partition: (
         None
@@ -93,6 +99,7 @@ class Partition:
         self.positions: dict[str, int] = {}  # source -> next offset not yet in RocksDB
         self.changed: set[bytes] = set()  # views whose totals changed since they were last published
         self.overlay: deque[dict[bytes, bytes | None]] = deque()
+        self._contacts = MOST_CONTACTS  # that a decision begins with
         self.pipeline: Pipeline | None = None
         self._load()
         self.succession.resume()
@@ -135,7 +142,8 @@ class Partition:
         self._load()  # recovery may have brought some
         # as many as are on their way, and a decision's worth that had no effect and was not written down
         self.succession.begin(ends, (IN_FLIGHT + 1) * c.chunk_records)
-        self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT)
+        turns = Turns(c.background_share)
+        self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT, turns, c.under_way)
         self.succession.hand_on(ends)
         self.building.reconcile()
         self.changed = {view.id for view in self.views.all}  # whatever the owner before has published
@@ -166,18 +174,34 @@ class Partition:
         behind = source == "rebuilt-evidence"
         size = min(BEHIND_RECORDS, self.context.chunk_records) if behind else self.context.chunk_records
         for at in range(0, len(chunk), size):
-            if not await pipeline.room(behind):
-                return
             last = at + size >= len(chunk)
-            try:
-                pipeline.add(self._batch(source, chunk[at : at + size], done if last else lambda: None))
-            except Exception:
-                about = {"topic": self.context.topics[source], "partition": self.number, "offset": chunk[at].offset}
-                log.error("a batch cannot be decided", extra={**about, "last_offset": chunk[min(at + size, len(chunk)) - 1].offset})
-                raise
-            await asyncio.sleep(0)  # answers questions and heartbeats between two batches
+            if not await self._submit(source, chunk[at : at + size], done if last else lambda: None, behind):
+                return
 
-    def _batch(self, source: str, chunk: Sequence[Any], done: Callable[[], None]) -> Work:
+    async def _submit(self, source: str, records: Sequence[Any], done: Callable[[], None], behind: bool) -> bool:
+        """Put what *records* come to on its way, as many decisions as that takes. Return False when the partition was closed meanwhile."""
+        pipeline = self.pipeline
+        assert pipeline is not None, f"partition {self.number} takes batches only while active"
+        works: Iterator[Work] | None = None
+        while await pipeline.room(behind):
+            try:
+                works = works or self._works(source, records, done)
+                work = next(works)
+            except Exception:
+                about = {"topic": self.context.topics[source], "partition": self.number, "offset": records[0].offset}
+                log.error("a batch cannot be decided", extra={**about, "last_offset": records[-1].offset})
+                raise
+            pipeline.add(work)
+            await asyncio.sleep(0)  # answers questions and heartbeats between two batches
+            if work.last:
+                return True
+        return False
+
+    def _works(self, source: str, chunk: Sequence[Any], done: Callable[[], None]) -> Iterator[Work]:
+        """Decide about *chunk*, one decision after the other; the last of them says so and carries the position behind the chunk.
+
+        Should the worker end between two, all of the chunk comes again, and what is known already is without effect, as ever.
+        """
         began = perf_counter()
         c = self.context
         now_ms, topic = c.now_ms(), c.topics[source]
@@ -190,24 +214,52 @@ class Partition:
         else:
             taken = intake.handed_over(chunk)
         noted = self.succession.note(source, chunk[0].offset, taken)
-        decision = self._decide(taken, source == "rebuilt-evidence")
-        if noted:
-            decision = decision._replace(records={**noted, **decision.records})  # before their effect
         decided = self.succession.decided
         decided[source] = max(decided.get(source, 0), chunk[-1].offset + 1)
         rejected = [intake.rejected(topic, self.number, record, error, now_ms) for record, error in taken.refused]
-        for origin, reason in decision.refused:
-            rejected.append(intake.rejected(origin.topic, origin.partition, origin, Refused("too_many_merges", reason), now_ms))
         if rejected and log.isEnabledFor(logging.DEBUG):
             for record, error in taken.refused:
                 about = {"topic": topic, "partition": self.number, "offset": record.offset, "code": error.code}
                 whom = {} if record.key is None else {"contact": blake2b(record.key, digest_size=8).hexdigest()}
                 log.debug("rejected: %s", error.code, extra={**about, **whom})
-        work = self.work(decision, rejected, (source, chunk[-1].offset + 1), done)
-        metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
-        return work
+        for number, (decision, last) in enumerate(self._decisions(taken, source == "rebuilt-evidence")):
+            for origin, reason in decision.refused:
+                rejected.append(intake.rejected(origin.topic, origin.partition, origin, Refused("too_many_merges", reason), now_ms))
+            behind_noted = decision._replace(records={**noted, **decision.records}) if noted else decision
+            if last:
+                work = self.work(behind_noted, rejected, (source, chunk[-1].offset + 1), done, logged=number > 0)
+            else:
+                work = self.work(behind_noted, rejected)
+                work.last = False
+            noted, rejected = {}, []
+            metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
+            yield work
+            began = perf_counter()
 
-    def _decide(self, taken: intake.Taken, rebuilt: bool = False) -> Decision:
+    def _decisions(self, taken: intake.Taken, rebuilt: bool) -> Iterator[tuple[Decision, bool]]:
+        """Decide about what was taken in; yield each decision as large as there is room for, and whether it is the last."""
+        arrived, here, foreign = self._sorted(taken, rebuilt)
+        waiting, room, last = [arrived], self.context.decision_bytes, False
+        while not last:
+            arrived = waiting.pop() if waiting else NO_ARRIVALS
+            load, known = self.reader_within([*arrived.keys, *(records.EVIDENCE + m.to.encode() for m in here)][: self._contacts], room)
+            first, _ = arrived.split(known)
+            batch = Batch(self.views, load, self.is_here, self.context.max_merges, few=self.context.few, room=room)
+            count, rest = batch.activities(first)
+            messages = here[: known - len(first)]
+            left = [*(batch.gather(messages) if rebuilt else batch.deliver_all(messages))]
+            here[: len(messages)] = left
+            waiting += [one for one in (arrived.split(count)[1], *rest) if one]
+            # as many at most as there is likely to be room for: what is read and not decided is read again
+            self._contacts = min(MOST_CONTACTS, 2 * (count + len(messages) - len(left)) if batch.full else 2 * self._contacts)
+            decision = batch.decide()
+            decision.handoffs[:0] = foreign
+            foreign = []
+            last = not waiting and not here
+            yield decision, last
+
+    def _sorted(self, taken: intake.Taken, rebuilt: bool) -> tuple[Arrivals, list[Message], list[Message]]:
+        """Return what was taken in as hits of contacts that are here, messages to contacts that are here, and messages to others."""
         foreign: list[Message] = []
         arrived = taken.arrived
         if arrived:
@@ -219,29 +271,30 @@ class Partition:
             (here if self.is_here(message.to) else foreign).append(message)
         if not arrived and not rebuilt:
             arrived, here = hits_alone(here)
-        reader = self.reader(dict.fromkeys((*arrived.keys, *(records.EVIDENCE + m.to.encode() for m in here))).keys())
-        batch = Batch(self.views, reader, self.is_here, self.context.max_merges, few=self.context.few)
-        if arrived:
-            batch.activities(arrived)
-        if rebuilt:
-            batch.gather(here)
-        else:
-            for message in here:
-                batch.deliver(message)
-        decision = batch.decide()
-        decision.handoffs[:0] = foreign
-        return decision
+        return arrived, here, foreign
 
-    def reader(self, ahead: Set[bytes] = frozenset(), known: Mapping[bytes, bytes | None] = {}) -> Callable[[bytes], bytes | None]:
+    def reader(self, ahead: Iterable[bytes] = (), known: Mapping[bytes, bytes | None] = {}) -> Callable[[bytes], bytes | None]:
         """A function that reads a record, until the next decision: from the overlay, *known*, or RocksDB. Those under *ahead* are read at once."""
+        return self.reader_within([*ahead], UNBOUNDED, known)[0]
+
+    def reader_within(
+        self, ahead: Sequence[bytes], room: int, known: Mapping[bytes, bytes | None] = {}
+    ) -> tuple[Callable[[bytes], bytes | None], int]:
+        """The same, and how many of the keys *ahead* were read, one at least, before the records took *room* bytes."""
         overlay, get = list(self.overlay)[::-1], self.ledger.get
         read: dict[bytes, bytes | None] = {}
-        for decided in overlay:
-            for key in decided.keys() & ahead:
-                read.setdefault(key, decided[key])
-        absent = [key for key in ahead if key not in read]
-        if absent:
-            read.update(zip(absent, self.ledger.get_many(absent), strict=True))
+        count = size = 0
+        while count < len(ahead) and size < room:
+            keys = dict.fromkeys(ahead[count : count + AHEAD_KEYS])
+            count = min(len(ahead), count + AHEAD_KEYS)
+            for decided in overlay:
+                for key in decided.keys() & keys.keys():
+                    read.setdefault(key, decided[key])
+            absent = [key for key in keys if key not in read]
+            if absent:
+                values = self.ledger.get_many(absent)
+                read.update(zip(absent, values, strict=True))
+                size += sum(map(len, filter(None, values)))
 
         def load(key: bytes) -> bytes | None:
             if key in read:
@@ -251,7 +304,7 @@ class Partition:
                     return decided[key]
             return known[key] if key in known else get(key)
 
-        return load
+        return load, count
 
     def is_here(self, contact: str) -> bool:
         """Whether *contact* belongs to this partition."""
@@ -265,8 +318,10 @@ class Partition:
         done: Callable[[], None] = lambda: None,
         also: Sequence[tuple[bytes, bytes | None]] = (),
         drop: Sequence[tuple[bytes, bytes]] = (),
+        logged: bool = False,
     ) -> Work:
-        """What has to be done of *decision* (and *also*, *drop*: see `Ledger.write`); from now on the overlay shows its records."""
+        """What has to be done of *decision* (and *also*, *drop*: see `Ledger.write`); from now on the overlay shows its records.
+        *logged*: the position goes to the changelog, whatever the decision comes to."""
         now_ms, n = self.context.now_ms(), self.context.partitions
         overlay = self.overlay
         overlay.append(decision.records)
@@ -300,16 +355,17 @@ class Partition:
                 self.succession.followed[position[0]] = position[1]
             self.building.settle()
 
-        logged = list(decision.records.items())
+        entries = list(decision.records.items())
         if position is not None:
             source, following = position
             known = self.succession.logged
             # what has no effect is not written down one by one, but never more than a decision's worth goes without: see `activate`
-            if logged or changes or handed or following - known.get(source, 0) >= self.context.chunk_records:
+            if logged or entries or changes or handed or following - known.get(source, 0) >= self.context.chunk_records:
                 # last of the batch: all that follows from the records before it is in the changelog
-                logged.append((POSITION + source.encode(), str(following).encode()))
+                entries.append((POSITION + source.encode(), str(following).encode()))
                 known[source] = following
-        return Work(changes, rejected or [], lambda: self._handed(doubted(decision.changes)), handed, logged, commit, done)
+        size = decision.size_bytes() + sum(len(value) for _, value in entries if value) + sum(len(record[2] or b"") for record in handed)
+        return Work(changes, rejected or [], lambda: self._handed(doubted(decision.changes)), handed, entries, commit, done, size_bytes=size)
 
     def _handed(self, messages: Sequence[Message]) -> list[OutRecord]:
         now_ms, out = self.context.now_ms(), list[OutRecord]()

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 OutRecord = tuple[
     int | None, bytes | None, bytes | None, list[tuple[str, bytes]], int
 ]  # partition, key, value, headers, timestamp in ms
+_live, _background = map(metrics.WORK_SECONDS.labels, ("live", "background"))
 STEPS = ("changes", "handoffs", "changelog", "rocksdb", "done")
 
 
@@ -38,6 +39,10 @@ class Work:
     commit: Callable[[int | None], None] = lambda _: None
     done: Callable[[], None] = lambda: None
     took_room: bool = True  # False for maintenance, which is rare and must not wait
+    last: bool = True  # of a chunk
+    size_bytes: int = 0  # about what it takes in memory
+    behind: bool = False  # background work
+    by_turn: bool = False  # background work that began although live work was there
 
 
 class Outward(Protocol):
@@ -64,8 +69,68 @@ class Changelog(Protocol):
         ...
 
 
+class UnderWay:
+    """The memory that the decisions of all partitions take while they are on their way. None begins while they take *limit* bytes."""
+
+    def __init__(self, limit: int = 1 << 62) -> None:
+        self.bytes = 0
+        self._limit = limit
+        self._waiting: set[asyncio.Event] = set()
+
+    @property
+    def full(self) -> bool:
+        return self.bytes >= self._limit
+
+    def wait(self, freed: asyncio.Event) -> None:
+        """Set *freed* whenever there is less of it, from now on."""
+        self._waiting.add(freed)
+
+    def forget(self, freed: asyncio.Event) -> None:
+        self._waiting.discard(freed)
+
+    def free(self, size: int) -> None:
+        self.bytes -= size
+        for freed in self._waiting:
+            freed.set()
+
+
+class Turns:
+    """Whose turn it is, background work's or that of what arrives (live), so that background work gets *share* of the time at least.
+
+    While background work waits, each second of live work gives it a credit; background work that begins on its credit uses it up. What it gets while
+    nothing arrives costs nothing.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._rate = share / (1 - share)
+        self._credit_seconds = 0.0
+
+    @property
+    def owed(self) -> bool:
+        """Whether background work is next."""
+        return self._credit_seconds > 0
+
+    def live(self, seconds: float) -> None:
+        """Account for live work that was done while background work waited."""
+        self._credit_seconds += self._rate * seconds
+
+    def background(self, seconds: float) -> None:
+        """Account for background work that was done although live work waited."""
+        self._credit_seconds -= seconds
+
+    def may_begin(self, behind: bool, live_waits: int, behind_waits: int, taken: int, depth: int) -> bool:
+        """Return whether a decision may begin while *taken* of *depth* are on their way and so many wait to begin, itself included. *behind*: it is
+        background work, which may always begin when nothing is on its way and no live work waits."""
+        if behind:
+            return (taken == 0 and not live_waits) or (self.owed and taken < depth)
+        return taken < depth and not (self.owed and behind_waits)
+
+
 class Pipeline:
-    """The steps of one partition, a task each. `put` waits while *depth* decisions are on their way; *failed* is called with what went wrong."""
+    """The steps of one partition, a task each. `put` waits while *depth* decisions are on their way; *failed* is called with what went wrong.
+
+    *turns* decides between background and live work; *under_way* is shared with other partitions.
+    """
 
     def __init__(
         self,
@@ -76,6 +141,8 @@ class Pipeline:
         failed: Callable[[BaseException], None],
         step_done: Callable[[str, int], None] | None = None,
         depth: int = 6,
+        turns: Turns | None = None,
+        under_way: UnderWay | None = None,
     ) -> None:
         self._partition = partition
         self._topics = topics
@@ -84,11 +151,16 @@ class Pipeline:
         self._failed = failed
         self._step_done = step_done
         self._depth = depth
+        self._turns = turns or Turns(0.0)
+        self._under_way = under_way or UnderWay()
+        self._size_bytes = 0  # of those on their way
         self._taken = 0
-        self._waiting = 0
+        self._waiting = {False: 0, True: 0}  # by whether it is background work
+        self._began = 0.0, False, False  # when room was last given, whether to background work, and whether that was because it was its turn
         self._on_their_way = 0
         self._moved_at = monotonic()
         self._freed = asyncio.Event()
+        self._under_way.wait(self._freed)
         self._closed = False
         self._doubted: tuple[Work, asyncio.Future[None]] | None = None  # whose changes the broker may get too late, and their sending
         self._sent: deque[Work] = deque()  # in the changelog, not yet in RocksDB
@@ -99,20 +171,34 @@ class Pipeline:
     async def room(self, behind: bool = False) -> bool:
         """Waits until a decision may be added; the caller must `add` one or give the room back with `spare`. False when closed meanwhile.
 
-        *behind*: for work that lets the living pass: it begins when nothing is on its way and nobody waits.
+        *behind*: for background work, which begins when nothing is on its way and nobody waits, or when it is its turn.
         """
-        if behind:
-            await self._until(lambda: not self._waiting and self._taken == 0)
-        else:
-            self._waiting += 1
-            try:
-                await self._until(lambda: self._taken < self._depth)
-            finally:
-                self._waiting -= 1
+        self._waiting[behind] += 1
+        try:
+            await self._until(lambda: self._may_begin(behind))
+        finally:
+            self._waiting[behind] -= 1
         if self._closed:
             return False
+        self._began = perf_counter(), behind, behind and bool(self._taken or self._waiting[False])
         self._taken += 1
+        if behind:
+            self._freed.set()  # live work may have waited for its turn
         return True
+
+    def _may_begin(self, behind: bool) -> bool:
+        waiting = self._waiting
+        return not self._under_way.full and self._turns.may_begin(behind, waiting[False], waiting[True], self._taken, self._depth)
+
+    def _account(self, work: Work, seconds: float) -> None:
+        """Note that *work* took *seconds* of the loop."""
+        (_background if work.behind else _live).inc(seconds)
+        if not work.behind and self._waiting[True]:
+            self._turns.live(seconds)
+            if self._turns.owed:
+                self._freed.set()
+        elif work.by_turn:
+            self._turns.background(seconds)
 
     def stuck_seconds(self) -> float:
         """For how long nothing has moved although something is on its way."""
@@ -127,6 +213,11 @@ class Pipeline:
         if not self._on_their_way:
             self._moved_at = monotonic()
         self._on_their_way += 1
+        self._size_bytes += work.size_bytes
+        self._under_way.bytes += work.size_bytes
+        if work.took_room:
+            began, work.behind, work.by_turn = self._began
+            self._account(work, perf_counter() - began)
         self._queues[0].put_nowait((work, None))
 
     def sent(self, key: bytes) -> tuple[bool, bytes | None]:
@@ -150,11 +241,14 @@ class Pipeline:
         """Drops what is on its way: it was not acknowledged, so it comes again."""
         self._closed = True
         self._freed.set()
+        self._under_way.forget(self._freed)
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        self._under_way.free(self._size_bytes)
+        self._size_bytes = 0
         if self._doubted is not None:
             self._outward.beside(self._ask_again(*self._doubted))
 
@@ -214,13 +308,17 @@ class Pipeline:
         return offset
 
     async def _write(self, work: Work, offset: int | None) -> None:
+        began = perf_counter()
         work.commit(offset)
+        self._account(work, perf_counter() - began)
         if work.records:
             self._sent.popleft()
         if self._step_done is not None:
             self._step_done("committed", self._partition)
         work.done()
         self._on_their_way -= 1
+        self._size_bytes -= work.size_bytes
         if work.took_room:
             self._taken -= 1
         self._freed.set()
+        self._under_way.free(work.size_bytes)

@@ -14,7 +14,7 @@ import msgspec
 from state import joining, records
 from state.announcement import perhaps_said
 from state.batch import Batch
-from state.decision import Decision
+from state.decision import ENTRY_BYTES, Decision
 from state.messages import Join
 
 from . import intake, metrics
@@ -77,7 +77,7 @@ class Succession:
                     told.append((FOREIGN + key, None))
         # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
         position = [] if self.stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
-        self._partition.ledger.write([*joined.items(), *left.items(), *self._restore_views(joined), *told, *position])
+        self._write(joined, left, [*told, *position])
 
     def resume(self) -> None:
         """Joins what somebody else wrote while this worker was the owner, as whoever reads the changelog does (see `keep`)."""
@@ -89,7 +89,24 @@ class Succession:
                 if mine is not None:  # it was written behind
                     values.append(mine)
             joined, left = self._join({key: values[-1] for key, values in found.items()}, found, found.__getitem__)
-            ledger.write([*joined.items(), *left.items(), *self._restore_views(joined)])
+            self._write(joined, left)
+
+    def _write(self, joined: Mapping[bytes, bytes | None], left: Mapping[bytes, bytes], last: Iterable[tuple[bytes, bytes | None]] = ()) -> None:
+        """Write the records *joined* and what views become with them, in pieces of bounded size. What they leave out, *left*, goes with the first,
+        *last* behind all: should this end between two, the same comes again, and finds what was written."""
+        p = self._partition
+        a_contact = 2 * ENTRY_BYTES * len(p.views.all)
+        size = max(1, p.context.decision_bytes // a_contact) if a_contact else len(joined)
+        keys: dict[bytes, list[bytes]] = {}  # by contact
+        for key in joined:
+            keys.setdefault(key[1:], []).append(key)
+        contacts = [*keys]
+        before: list[tuple[bytes, bytes | None]] = [*left.items()]
+        for at in range(0, len(contacts), max(1, size)):
+            mine = {key: joined[key] for contact in contacts[at : at + size] for key in keys[contact]}
+            p.ledger.write([*before, *mine.items(), *self._restore_views(mine)])
+            before = []
+        p.ledger.write([*before, *last])
 
     def _join(
         self, last: Mapping[bytes, bytes | None], unsettled: Collection[bytes], values: Callable[[bytes], Sequence[bytes | None]]
@@ -265,15 +282,18 @@ class Succession:
                 load = p.reader({records.EVIDENCE + contact.encode() for contact in self._repeated})
                 holders = {contact: self._holder(contact, load) for contact in self._repeated}
                 self._order = sorted(self._repeated, key=lambda contact: (holders[contact], contact), reverse=True)
-            piece, self._order = self._order[-REPEATED_CONTACTS:], self._order[:-REPEATED_CONTACTS]
-            rules = {rule for contact in piece for rule in self._repeated.pop(contact)}
-            said = perhaps_said(p.views.concerned(rules))
-            here = [contact for contact in piece[::-1] if p.is_here(contact)]
-            batch = Batch(p.views, p.reader({records.EVIDENCE + contact.encode() for contact in here}), p.is_here, p.context.max_merges)
-            for contact in here:
-                batch.deliver(Join(contact, said=said, again=True))
+            piece = self._order[: -REPEATED_CONTACTS - 1 : -1]
+            said = perhaps_said(p.views.concerned({rule for contact in piece for rule in self._repeated[contact]}))
+            load = p.reader({records.EVIDENCE + contact.encode() for contact in piece})
+            batch = Batch(p.views, load, p.is_here, p.context.max_merges, room=p.context.decision_bytes)
+            left = batch.deliver_all([Join(contact, said=said, again=True) for contact in piece if p.is_here(contact)])
+            if left:
+                piece = piece[: piece.index(left[0].to)]
+            del self._order[-len(piece) :]
             decision = batch.decide()
             decision.records.update({REPEATED + contact.encode(): None for contact in piece})
+            for contact in piece:
+                del self._repeated[contact]
             p.add_aside(decision)
         return not self._repeated
 

@@ -24,8 +24,9 @@ from aiohttp import web
 from agents import intake, internal, metrics
 from agents.catalog import RECALCULATIONS, REPORTS, CatalogReader
 from agents.driver import Driver
-from agents.partition import SOURCES, Context
+from agents.partition import MOST_DECISION_BYTES, SOURCES, Context
 from agents.partitions import Partitions
+from agents.pipeline import UnderWay
 from agents.refusals import Refusals
 from agents.reporter import Reporter
 from schemas import grouping
@@ -123,6 +124,9 @@ async def run_worker(
         max_merges=settings.max_merges,
         matcher=Matcher({}),
         catalog={},
+        decision_bytes=min(MOST_DECISION_BYTES, memory.beside_bytes // 8),
+        under_way=UnderWay(memory.beside_bytes),
+        background_share=settings.background_share,
         step_done=step_done,
     )
 

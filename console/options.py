@@ -27,6 +27,7 @@ TOPICS = (
 LOGS = ("log_level", "log_format")
 WORKER = (
     *BROKER, "partitions", "group", "group_instance_id", "session_timeout_seconds", "heartbeat_seconds", "standby_replicas", "data_dir", "memory_mb",
+    "background_share",
     "worker_host", "worker_port", "worker_advertised_url", "max_future_hours", "max_merges", "totals_interval_seconds", "recalculation_schedule",
     "recalculation_time_zone", "evidence_retention_days", *LOGS,
 )  # fmt: skip

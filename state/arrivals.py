@@ -96,6 +96,14 @@ class Arrivals:
         contacts = [self.contacts[number] for number in np.flatnonzero(kept)]
         return Arrivals(contacts, np.cumsum(counts[kept]), self.facts[facts], self._rows[facts], self._ids)
 
+    def split(self, count: int) -> tuple[Arrivals, Arrivals]:
+        """Return those of the first *count* contacts, and the others."""
+        if count >= len(self):
+            return self, NO_ARRIVALS
+        at = int(self.ends[count - 1]) if count else 0
+        first = Arrivals(self.contacts[:count], self.ends[:count], self.facts[:at], self._rows[:at], self._ids)
+        return first, Arrivals(self.contacts[count:], self.ends[count:] - at, self.facts[at:], self._rows[at:], self._ids)
+
 
 def arrivals(
     data: bytes, starts: Array, sizes: Array, met: Sequence[Sequence[bytes]], which: Array, moments: Array, hashes: bytes, ids: Sequence[bytes]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from . import records
 from .announcement import anything, differences, farewell, part_said, predecessors_said, said_of, spoken_before
 from .arrivals import Arrivals, Fact, join_of
-from .decision import Decision
+from .decision import CHANGE_BYTES, UNBOUNDED, Decision, Room
 from .evidence import Evidence, moment_ms
 from .identity import Identity, Merge, place
 from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Part, Unite
@@ -21,13 +21,15 @@ from .plain import FEW, Plain
 from .views import View, Views
 
 MAX_MERGES = 10_000  # of a person (design, section 3); a setting of the worker
+COPIES = 3  # of a record, at most: as it was, taken apart, and as it becomes
 
 
 class Batch:
     """Everything that one batch does to one partition.
 
     *load* returns a record by its key (see `records`), *is_here* says whether a contact belongs to this partition. *silent*: announce nothing.
-    *few*: see `plain.FEW`.
+    *few*: see `plain.FEW`. *room*: about how many bytes of memory the decision may take. What takes many returns what is left once there is no more
+    (`full`), and that is for the next batch: the order in which contacts are decided makes no difference to what is known, shown and last announced.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class Batch:
         max_merges: int = MAX_MERGES,
         silent: bool = False,
         few: int = FEW,
+        room: int = UNBOUNDED,
     ) -> None:
+        assert room > 0, "a batch has room for one contact at least"
         self._silent = silent
         self._views = views
         self._load = load
@@ -47,31 +51,55 @@ class Batch:
         self._persons: dict[str, Person] = {}
         self._queue: deque[Message] = deque()
         self._decision = Decision({}, [], [], [], {}, {})
-        self._plain = Plain(views, load, self._decision, few)
+        self._room = Room(self._decision, room)
+        self._plain = Plain(views, load, self._decision, few, self._room)
+
+    @property
+    def full(self) -> bool:
+        """Whether the decision has taken all of its room."""
+        return self._room.left <= 0
 
     # ------------------------------------------------------------------ arrivals
 
-    def activities(self, arrived: Arrivals) -> None:
-        """Hits of contacts of this partition."""
+    def activities(self, arrived: Arrivals) -> tuple[int, list[Arrivals]]:
+        """Take hits of contacts of this partition, each in it once. Return how many of the contacts were taken before the batch was full, one at
+        least, and what aliases among them send on that is left, each for a batch of its own."""
         untouched = not self._decision.records and not self._persons
-        if untouched and self._plain.worth(len(arrived)) and self._views.settled():
-            forwarded: dict[bytes, list[tuple[Fact, bytes]]] = {}  # by aliases, to contacts of this partition
-            for number, record in self._plain.join(arrived):
-                pointer = None if record is None else records.pointer_of(record)
-                if pointer is None:
+        if not (untouched and self._plain.worth(len(arrived)) and self._views.settled()):
+            return self._singly(arrived), []
+        forwarded: dict[bytes, list[tuple[Fact, bytes]]] = {}  # by aliases, to contacts of this partition
+        taken = self._in_bulk(arrived, forwarded)
+        worked_on = {person.key for person in self._persons.values()}
+        unknown = Arrivals.of_lists({contact: forwarded.pop(contact) for contact in sorted(forwarded.keys() - worked_on)})
+        known = Arrivals.of_lists(forwarded)
+        rest = [unknown.split(self._in_bulk(unknown, None))[1], known.split(self._singly(known))[1]]
+        return taken, [one for one in rest if one]
+
+    def _singly(self, arrived: Arrivals) -> int:
+        """Take hits of contacts one by one; return how many were taken before the batch was full."""
+        taken = 0
+        while taken < len(arrived) and not self.full:
+            self._single(arrived, taken, self._load(arrived.keys[taken]))
+            taken += 1
+        self._drain()
+        return taken
+
+    def _in_bulk(self, arrived: Arrivals, forwarded: dict[bytes, list[tuple[Fact, bytes]]] | None) -> int:
+        """Take hits of contacts that the batch does not work on, by compiled code as far as it goes; return how many were taken before it was full.
+        *forwarded*: gets those of aliases that point into this partition; None: these are decided as any other."""
+        count = len(arrived)
+        while arrived and not self.full:
+            left, done = self._plain.join(arrived)
+            for number, record in left:
+                pointer = None if record is None or forwarded is None else records.pointer_of(record)
+                if pointer is None or forwarded is None:
                     self._single(arrived, number, record)
                 elif self._is_here(pointer):
                     forwarded.setdefault(pointer.encode(), []).extend(arrived.with_ids(number))
                 else:
                     self._decision.handoffs.append(join_of(pointer, arrived.of(number), arrived.ids_of(number)))
-            worked_on = {person.key for person in self._persons.values()}
-            arrived = Arrivals.of_lists({contact: forwarded.pop(contact) for contact in sorted(forwarded.keys() - worked_on)})
-            for number, record in self._plain.join(arrived):
-                self._single(arrived, number, record)
-            arrived = Arrivals.of_lists(forwarded)
-        for number, key in enumerate(arrived.keys):
-            self._single(arrived, number, self._load(key))
-        self._drain()
+            arrived = arrived.split(done)[1]
+        return count - len(arrived)
 
     def _single(self, arrived: Arrivals, number: int, record: bytes | None) -> None:
         """Hits of one contact."""
@@ -92,16 +120,30 @@ class Batch:
             if erased_at_ms is not None and moment_ms(hit) <= erased_at_ms:
                 continue
             if person.evidence.add(rule, hit):
-                person.rules.add(rule)
+                if rule not in person.rules:
+                    person.rules.add(rule)
+                    self._room.take(CHANGE_BYTES * self._views.stages_of((rule,)))
                 person.ids[hit] = id_
                 if person.cause == ACTIVITY:
                     person.cause_id = id_
 
-    def gather(self, messages: Sequence[Message]) -> None:
-        """Messages of rebuilt evidence."""
-        for message in self._plain.gather(messages, self._persons):
+    def gather(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Take messages of rebuilt evidence; return what is left for the next batch."""
+        messages = self._plain.gather(messages, self._persons)
+        for number, message in enumerate(messages):
+            if self.full:
+                return messages[number:]
             if message.to in self._persons or not self._plain.gather_one(message):
                 self.deliver(message)
+        return ()
+
+    def deliver_all(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Take messages for contacts of this partition; return what is left for the next batch."""
+        for number, message in enumerate(messages):
+            if self.full:
+                return messages[number:]
+            self.deliver(message)
+        return ()
 
     def deliver(self, message: Message) -> None:
         """A message for a contact of this partition; what it sends on within the partition is handled at once."""
@@ -115,20 +157,39 @@ class Batch:
             if person.pointer is not None:
                 self._send(message._replace(to=person.pointer))
             elif isinstance(message, Join):
+                self._expect(person, message)
                 self._join(person, message)
             else:
+                self._expect(person, message)
                 self._unite(person, message)
 
-    def scan(self, views: Sequence[View], holders: Sequence[bytes]) -> Counter[bytes]:
+    def _expect(self, person: Person, message: Message) -> None:
+        """Count what a message to a holder may come to once the batch is decided."""
+        stages = self._views.stages_of(message.hits) if isinstance(message, Join) else 0
+        if not isinstance(message, Join) or message.part is not None or message.again or message.profiles or message.erased_at_ms is not None:
+            stages += self._views.stages_of(person.evidence.hits)
+        self._room.take(CHANGE_BYTES * stages)
+
+    def scan(self, views: Sequence[View], holders: Sequence[bytes]) -> tuple[Counter[bytes], int]:
         """Takes *holders* (contacts as bytes; aliases are passed over) into *views*, which are being built, and announces how they stand against
         what was said before.
 
-        Returns, by view id, how many contacts stand elsewhere than the same version said; each counts once, at the first of the views. The caller
-        moves the views' cursor past them afterwards. Nothing else may be in the same batch.
+        Returns, by view id, how many contacts stand elsewhere than the same version said, where each counts once, at the first of the views; and how
+        many of *holders* it took before the room was used up, one at least. The caller moves the views' cursor past these afterwards. Nothing else
+        may be in the same batch.
         """
         speaking = {view.id: view.cause for view in views if view.speaks and not view.told and not self._silent}
         changed: Counter[bytes] = Counter()
-        for contact in self._plain.scan(views, speaking, holders) if self._plain.worth(len(holders)) else holders:
+        compiled, taken = self._plain.worth(len(holders)), 0
+        while taken < len(holders) and not self.full:
+            some = holders[taken : taken + self._plain.scan_size(views, speaking)]
+            self._scan(views, speaking, self._plain.scan(views, speaking, some) if compiled else some, changed)
+            taken += len(some)
+        return changed, taken
+
+    def _scan(self, views: Sequence[View], speaking: Mapping[bytes, str], holders: Sequence[bytes], changed: Counter[bytes]) -> None:
+        """Take *holders* into *views*, one by one."""
+        for contact in holders:
             person = self._person(contact.decode())
             if person.pointer is not None:
                 continue
@@ -148,7 +209,6 @@ class Batch:
                             changed[view.id] += 1
                 marked = bool(evidence.marked and evidence.marked & view.rules)
                 self._decision.place(view, person.contact, (name, groups, after, marked), 1)
-        return changed
 
     def restore(self, changed: Mapping[str, tuple[bytes | None, bytes | None]]) -> None:
         """Takes over records as the changelog has them: contact -> (evidence record, identity record). For silent batches: views follow."""
@@ -187,6 +247,7 @@ class Batch:
         key = records.EVIDENCE + person.key
         record = self._plain.record(key)
         if record is not None:
+            self._room.take(COPIES * len(record))
             person.pointer = records.pointer_of(record)
             if person.pointer is not None:
                 person.was_holder = False
@@ -194,6 +255,7 @@ class Batch:
             person.evidence, has_identity = records.decode_evidence(record)
             if has_identity:
                 person.raw_identity = self._load(records.IDENTITY + person.key)
+                self._room.take(COPIES * len(person.raw_identity or b""))
                 # in a compacted changelog the tombstone of an identity may come before the alias that is its reason, when that was said again
                 assert person.raw_identity is not None or self._silent, f"{contact}: the evidence says that there is an identity"
             if person.raw_identity is not None:

@@ -16,12 +16,13 @@ from schemas.rules import PerformedActivity, Rule, rule_key
 
 from . import kernel
 from .arrivals import FACT, packed
+from .decision import UNBOUNDED
 from .evidence import HIT_BYTES
 from .kernel import ALL, ANY, RULE
 from .progress import Progress, Reached
 from .views import EVERYONE, View, Views, index_prefix
 
-MOVES_A_CONTACT = 4  # room for as many, taken together; what has no room is left to others
+MOVES_A_CONTACT = 4  # room for as many, taken together; behind it contacts are not looked at
 
 
 @Loops
@@ -57,7 +58,7 @@ class Move(NamedTuple):
 
 
 class Result(NamedTuple):
-    """`states`: of each contact, int64, SAME, JOINED or LEFT; `records`: the new record of those that are JOINED; `moves`: in the order of contacts,
+    """`states`: of each contact, int64, SAME, JOINED, LEFT or BEYOND; `records`: the new record of those JOINED; `moves`: in the order of contacts,
     those that do not go `onward`; `taken`: for each fact, one contact's after the other's, whether it was new (1) or not (0)."""
 
     states: Array
@@ -79,7 +80,7 @@ class Plan:
         self._watchers = np.array([number[view.id] for rule in watched for view in views.by_rule[rule]], np.int64)
         ops: list[tuple[int, int]] = []
         rules: list[int] = []
-        op_at, stage_at, leaves = [0], [0], 1
+        op_at, stage_at, leaves, leaves_of_all = [0], [0], 1, 0
         for view in self.views:
             keys, asked = view.source.keys, 0
             for stage in view.journey.stages:
@@ -87,18 +88,22 @@ class Plan:
                 op_at.append(len(ops))
             stage_at.append(len(op_at) - 1)
             leaves = max(leaves, asked)
+            leaves_of_all += asked
         self._ops = np.array(ops, np.int64).reshape(-1, 2)
         self._rules = np.array(rules, np.uint64)
         self._op_at, self._stage_at = np.array(op_at, np.int64), np.array(stage_at, np.int64)
-        self._leaves = leaves
+        self._leaves, self._leaves_of_all = leaves, leaves_of_all
         self.lengths = np.array([len(view.journey.stages) for view in self.views], np.int64)
         self.heads = [index_prefix(view.id, EVERYONE) for view in self.views]
         self._most_stages = max([1, *self.lengths.tolist()])
 
-    def join(self, old: Sequence[bytes], facts: Array, ends: Array, identified: Collection[int] = ()) -> Result:
+    def join(
+        self, old: Sequence[bytes], facts: Array, ends: Array, identified: Collection[int] = (), most_changes: int = UNBOUNDED
+    ) -> Result:
         """Joins *facts* of contacts, given by number, to their evidence records *old* (empty: there is none). *facts*, *ends*: see `Arrivals`.
 
         *identified*: those beside whose evidence there is an identity, which does not concern hits; their moves are never among those `onward`.
+        *most_changes*: behind so many stage changes, and where its own room ends, the others are BEYOND; one contact that moves is always taken.
         """
         n, n_facts = len(old), len(facts)
         may = np.zeros(n, np.uint8)
@@ -108,14 +113,14 @@ class Plan:
         fact_at[1:] = ends
         new = np.empty(len(data) + n * 4 + n_facts * (10 + HIT_BYTES), np.uint8)
         new_at, states = np.zeros(n + 1, np.int64), np.empty(n, np.int64)
-        room = MOVES_A_CONTACT * n + len(self.views)
-        moves, stages = np.empty((room, 5), np.int64), np.empty((2 * room * 2, 2), np.uint64)
-        met = np.empty((4 * room + 2 * self._leaves, 2), np.uint64)
+        room = MOVES_A_CONTACT * n + len(self.views)  # for all that one contact can move, at least
+        moves, stages = np.empty((room, 5), np.int64), np.empty((4 * room + 2 * int(self.lengths.sum()), 2), np.uint64)
+        met = np.empty((4 * room + 2 * self._leaves_of_all, 2), np.uint64)
         most = int(np.diff(fact_at).max()) if n else 0
         taken = np.zeros(n_facts, np.uint8)
         n_moves = kernel.join(
             data, old_at, may, facts, fact_at, self._keys, self._watch_at, self._watchers, self._ops, self._rules,
-            self._op_at, self._stage_at, self._leaves, self._most_stages, most, new, new_at, states, taken,
+            self._op_at, self._stage_at, self._leaves, self._most_stages, most, most_changes, new, new_at, states, taken,
             moves, stages, met,
         )  # fmt: skip
         whole, behind = new[: new_at[-1]].tobytes(), new_at.tolist()

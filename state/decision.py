@@ -13,6 +13,11 @@ from .progress import Progress
 from .totals import Cell, agreed, contribution
 from .views import EVERYONE, View, group_key, index_key
 
+CHANGE_BYTES, ENTRY_BYTES, RECORD_BYTES, HANDOFF_BYTES = 1000, 250, 400, 1000
+"""Memory that a stage change, an index entry, a record and a handoff take on their way, as objects and as bytes; of the last two beside what they
+hold. Measured: `python -m tests.bench decisions`."""
+UNBOUNDED = 1 << 62
+
 
 class Decision(NamedTuple):
     """What a batch comes to. `totals` maps view id to group ("" is everyone) to cell to difference."""
@@ -23,6 +28,11 @@ class Decision(NamedTuple):
     refused: list[tuple[Origin, str]]
     entries: dict[bytes, bytes | None]  # of the index
     totals: dict[bytes, dict[str, dict[Cell, int]]]
+
+    def size_bytes(self) -> int:
+        """Return about how much memory the decision takes on its way, without what records and handoffs hold."""
+        effects = CHANGE_BYTES * len(self.changes) + ENTRY_BYTES * len(self.entries)
+        return effects + RECORD_BYTES * len(self.records) + HANDOFF_BYTES * len(self.handoffs)
 
     def moved(
         self, view: View, holder: bytes, name: str, groups: tuple[str, ...], spoken: list[Spoken], before: Progress, after: Progress,
@@ -57,3 +67,20 @@ class Decision(NamedTuple):
                 mine = totals[group] = {}
             for cell in cells:
                 mine[cell] = mine.get(cell, 0) + count
+
+
+class Room:
+    """The memory that a decision may take, in bytes. It is counted while the batch decides, so that the batch can stop."""
+
+    def __init__(self, decision: Decision, limit: int) -> None:
+        self._decision = decision
+        self._left = limit
+
+    def take(self, size: int) -> None:
+        """Count *size* bytes that the lengths of the decision do not tell: what records hold, and effects that are still to be decided."""
+        self._left -= size
+
+    @property
+    def left(self) -> int:
+        """How many bytes are left. Below zero once the last contact took more than there was."""
+        return self._left - self._decision.size_bytes()

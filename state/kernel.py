@@ -17,8 +17,8 @@ from schemas.compiled import Array, compiled
 from .evidence import HIT_BYTES, LIMIT_HITS
 from .records import COUNT, HAS_IDENTITY, VERSION
 
-SAME, JOINED, LEFT = 0, 1, 2
-"""Of a contact: nothing was new; joined; left to others."""
+SAME, JOINED, LEFT, BEYOND = 0, 1, 2, 3
+"""Of a contact: nothing was new; joined; left to others; behind the last for which there was room, and not looked at."""
 RULE, ANY, ALL = 0, 1, 2
 
 
@@ -159,8 +159,8 @@ def _project(
 @compiled
 def join(
     data: Array, old_at: Array, may: Array, facts: Array, fact_at: Array, keys: Array, watch_at: Array, watchers: Array, ops: Array, rules: Array,
-    op_at: Array, stage_at: Array, leaves: int, most_stages: int, most_facts: int, new: Array, new_at: Array, states: Array, taken: Array,
-    moves: Array, stages: Array, met: Array,
+    op_at: Array, stage_at: Array, leaves: int, most_stages: int, most_facts: int, most_changes: int, new: Array, new_at: Array, states: Array,
+    taken: Array, moves: Array, stages: Array, met: Array,
 ) -> int:
     """See `bulk.Plan.join`. Returns how many rows *moves* has: contact, view, stages before, stages after, 1 where those before are the first of
     those after. *stages* and *met* hold them, those before only where they are others."""  # fmt: skip
@@ -175,7 +175,7 @@ def join(
     reached_before, reached_after = np.empty((most_stages, 2), np.uint64), np.empty((most_stages, 2), np.uint64)
     stack, range_ = np.empty(leaves + 1, np.uint64), np.empty((leaves + 1, 2), np.int64)
     scratch = np.empty((leaves * (leaves + 1), 2), np.uint64)
-    n_moves = n_stages = n_met = 0
+    n_moves = n_stages = n_met = n_changes = 0
     at = 0
     for contact in range(states.shape[0]):
         new_at[contact] = at
@@ -283,7 +283,7 @@ def join(
             new[to : to + size] = data[begin + copied * HIT_BYTES : begin + count * HIT_BYTES]
             to += size
         # whom that moves
-        m_moves, m_stages, m_met = n_moves, n_stages, n_met
+        m_moves, m_stages, m_met, m_changes = n_moves, n_stages, n_met, n_changes
         room = True
         for i in range(n_new):
             rule = new_slots[slot_of[i]]
@@ -324,6 +324,7 @@ def join(
                 if onward and n_before == n_after:
                     continue
                 onward = onward and not may[contact]
+                m_changes += n_after - n_before if onward else n_after + n_before
                 if m_moves >= moves.shape[0] or m_stages + n_before + n_after > stages.shape[0] or m_met + k_before + k_after > met.shape[0]:
                     room = False
                     break
@@ -349,11 +350,15 @@ def join(
                     m_met += 1
             if not room:
                 break
-        if not room:
+        if not room and n_moves == 0:  # it alone has more than there is room for
             states[contact] = LEFT
             continue
+        if not room or (m_changes > most_changes and n_moves > 0):
+            states[contact:] = BEYOND
+            new_at[contact:] = at
+            break
         states[contact] = JOINED
-        n_moves, n_stages, n_met = m_moves, m_stages, m_met
+        n_moves, n_stages, n_met, n_changes = m_moves, m_stages, m_met, m_changes
         at = to
     new_at[states.shape[0]] = at
     return n_moves

@@ -10,21 +10,24 @@ import numpy as np
 from . import bulk, kernel, records
 from .announcement import Spoken, spoken_before
 from .arrivals import Arrivals, Fact, packed
-from .decision import Decision
+from .decision import CHANGE_BYTES, ENTRY_BYTES, Decision, Room
 from .evidence import HIT_BYTES, Evidence, each
 from .messages import Join, Message
 from .onward import go_on, take_in
 from .views import View, Views
 
 FEW = 32  # contacts, or records, of a batch for which compiled code is not worth what it takes to begin
+VIEWS_LIKE_A_CONTACT = 8  # so many views that watch a hit make as much work as one more contact
 MOST_GATHERED_BYTES = 64 * HIT_BYTES  # of one message; the compiled loop compares new hits with each other
 BULK_STAGES = 1 << 17  # that compiled code of a scan has room for, 16 bytes each
 
 
 class Plain:
-    """The plain cases of one batch. *load* returns a record by its key; what they come to is added to *decision*. *few*: see `FEW`."""
+    """The plain cases of one batch. *load* returns a record by its key; what they come to is added to *decision*, and to what is taken of *room*.
+    *few*: see `FEW`."""
 
-    def __init__(self, views: Views, load: Callable[[bytes], bytes | None], decision: Decision, few: int) -> None:
+    def __init__(self, views: Views, load: Callable[[bytes], bytes | None], decision: Decision, few: int, room: Room) -> None:
+        self._room = room
         self._few = few
         self._views = views
         self._load = load
@@ -32,22 +35,25 @@ class Plain:
 
     def worth(self, count: int) -> bool:
         """Whether compiled code is worth it for so many, and there."""
-        return count >= self._few and bulk.loops.ready
+        many = count >= self._few or count * self._views.most_watching >= VIEWS_LIKE_A_CONTACT * self._few
+        return many and bulk.loops.ready
 
     def record(self, key: bytes) -> bytes | None:
         """A record as the batch leaves it so far."""
         written = self._decision.records
         return written[key] if key in written else self._load(key)
 
-    def join(self, arrived: Arrivals) -> list[tuple[int, bytes | None]]:
-        """Hits of many contacts, by compiled code; returns those that it leaves, by number, with their records. None of them may be among those that
-        the batch works on already."""
+    def join(self, arrived: Arrivals) -> tuple[list[tuple[int, bytes | None]], int]:
+        """Hits of many contacts, by compiled code; returns those that it leaves, by number, with their records, and how many contacts it looked at
+        before the room was used up, one at least. None of them may be among those that the batch works on already."""
         if not arrived:
-            return []
+            return [], 0
         plan, done = self._plan(), self._decision
         known = list(map(self.record if done.records else self._load, arrived.keys))
         heads = self._heads(arrived, known)
-        states, made, onward, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends, heads.keys())
+        most = self._room.left // (CHANGE_BYTES + ENTRY_BYTES)
+        states, made, onward, moves, taken = plan.join([record or b"" for record in known], arrived.facts, arrived.ends, heads.keys(), most)
+        self._room.take(sum(map(len, made)))
         joined = states == kernel.JOINED
         if joined.all():
             done.records.update(zip(arrived.keys, made, strict=True))
@@ -60,7 +66,8 @@ class Plain:
             ids = arrived.ids(changed)
             those = dict(zip(map(arrived.hit, changed.tolist()), ids, strict=True))
             done.moved(view, arrived.contacts[number], name, groups, [(name, before)], before, after, those, ids[-1])
-        return [(number, known[number]) for number in np.flatnonzero(states == kernel.LEFT).tolist()]
+        left = [(number, known[number]) for number in np.flatnonzero(states == kernel.LEFT).tolist()]
+        return left, int(np.count_nonzero(states != kernel.BEYOND))
 
     def _heads(self, arrived: Arrivals, known: Sequence[bytes | None]) -> dict[int, tuple[str, tuple[str, ...]]]:
         """Name and groups, by number, of holders with an identity from whom nothing was erased."""
@@ -105,7 +112,11 @@ class Plain:
             those = {hit: ids[hit] for _, hit in changed}
             both = bool(before_marked & view.rules), bool(marked & view.rules)
             self._decision.moved(view, holder, contact, (), spoken, before, after, those, ids[last], both)
-        self._decision.records[key] = records.encode_evidence(evidence, False)
+        self._write(key, evidence)
+
+    def _write(self, key: bytes, evidence: Evidence) -> None:
+        made = self._decision.records[key] = records.encode_evidence(evidence, False)
+        self._room.take(len(made))
 
     def gather(self, messages: Sequence[Message], worked_on: Container[str]) -> list[Message]:
         """Rebuilt evidence, by compiled code. As a rule no view reads its epoch yet, and of a holder without identity only the record changes.
@@ -133,6 +144,7 @@ class Plain:
         states, made, onward, moves, _ = self._plan().join([record or b"" for _, record, _ in known.values()], facts, ends)
         assert not moves, "nobody watches what is rebuilt"
         assert not len(onward.rows), "nobody watches what is rebuilt"
+        self._room.take(sum(map(len, made)))
         left = set()
         for (contact, (key, _, _)), state, new in zip(known.items(), states.tolist(), made, strict=True):
             if state == kernel.JOINED:
@@ -152,8 +164,14 @@ class Plain:
             return False
         evidence = Evidence() if record is None else records.decode_evidence(record)[0]
         if evidence.join(message.hits, message.marked):
-            self._decision.records[key] = records.encode_evidence(evidence, False)
+            self._write(key, evidence)
         return True
+
+    def scan_size(self, views: Sequence[View], speaking: Container[bytes]) -> int:
+        """Return how many contacts are scanned before it is looked whether there is room for more."""
+        stages = sum(len(view.journey.stages) for view in views)
+        said = sum(len(view.journey.stages) for view in views if view.id in speaking)
+        return max(1, min(BULK_STAGES // stages, self._room.left // (ENTRY_BYTES * len(views) + CHANGE_BYTES * said)))
 
     def scan(self, views: Sequence[View], speaking: Container[bytes], holders: Sequence[bytes]) -> list[bytes]:
         """What `Batch.scan` does, by compiled code; returns those that it leaves. *speaking*: the ids of views that announce."""
@@ -161,14 +179,9 @@ class Plain:
         before = [view.predecessors if view.id in speaking else () for view in views]
         first = {view.id for view, mine in zip(views, before, strict=True) if view.id in speaking and not mine}
         asked = [(view, mine, bool(mine) and not any(one.told for one in mine)) for view, mine in zip(views, before, strict=True)]
-        left: list[bytes] = []
-        size = max(1, BULK_STAGES // sum(len(view.journey.stages) for view in views))
-        for begin in range(0, len(holders), size):
-            some = holders[begin : begin + size]
-            states, onward = plan.stand([self._load(records.EVIDENCE + holder) or b"" for holder in some], asked)
-            take_in(plan, onward, some, first, done.changes, done.entries, done.totals)
-            left += [some[number] for number in np.flatnonzero(states == kernel.LEFT).tolist()]
-        return left
+        states, onward = plan.stand([self._load(records.EVIDENCE + holder) or b"" for holder in holders], asked)
+        take_in(plan, onward, holders, first, done.changes, done.entries, done.totals)
+        return [holders[number] for number in np.flatnonzero(states == kernel.LEFT).tolist()]
 
     def _plan(self) -> bulk.Plan:
         """The views, made ready for compiled code."""

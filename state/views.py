@@ -123,22 +123,37 @@ def view_id(journey: Journey, source: Source = Source()) -> bytes:
 class Views:
     """The views of a partition, found by the rules they watch. `plan`: what `bulk` makes of them, when it is asked to."""
 
-    __slots__ = ("_behind", "all", "by_rule", "plan", "speaking")
+    __slots__ = ("_behind", "_stages", "all", "by_rule", "most_watching", "plan", "speaking", "stages")
 
     def __init__(self, views: Iterable[View] = ()) -> None:
         self.all = tuple(views)
         self._behind = self.all
         self.plan: Any = None
         self.speaking = {view.journey.id: view for view in self.all if view.speaks}
-        self.by_rule: dict[bytes, tuple[View, ...]] = {}
+        watching: dict[bytes, list[View]] = {}
         for view in self.all:
             for rule in view.watched:
-                self.by_rule[rule] = (*self.by_rule.get(rule, ()), view)
+                watching.setdefault(rule, []).append(view)
+        self.by_rule = {rule: tuple(views) for rule, views in watching.items()}
+        self.most_watching = max(map(len, watching.values()), default=0)
+        self.stages = sum(len(view.journey.stages) for view in self.all)
+        self._stages: dict[bytes, int] = {}  # by rule, of the views that watch it; filled when asked for
 
     def settled(self) -> bool:
         """Whether each has said all that it has to say of the past. Who has goes on having, so that not all are asked each time."""
         self._behind = tuple(view for view in self._behind if not view.told and view.cursor is not None)
         return not self._behind
+
+    def stages_of(self, rules: Iterable[bytes]) -> int:
+        """Return about how many stages the views have that watch any of *rules*: no more can change by them."""
+        count, known = 0, self._stages
+        for rule in rules:
+            if rule not in known:
+                known[rule] = sum(len(view.journey.stages) for view in self.by_rule.get(rule, ()))
+            count += known[rule]
+            if count >= self.stages:
+                return self.stages
+        return count
 
     def concerned(self, rules: Iterable[bytes]) -> list[View]:
         """The views that watch any of *rules*, each once."""

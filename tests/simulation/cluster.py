@@ -6,6 +6,7 @@ not at all, when it dies. Nothing here knows what the right answer is; see `chec
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +16,7 @@ from unittest.mock import patch
 
 import agents.building
 import agents.partition
+import agents.pipeline
 import agents.succession
 import state.views
 from agents.partition import SOURCES, Partition
@@ -430,7 +432,9 @@ def with_doubles(seed: int) -> Iterator[None]:
     """Partitions open ledgers in memory, and have few decisions on their way and small scan steps."""
     rng = Random(seed)
     in_flight, contacts = rng.choice((1, 2, 6)), rng.choice((1, 2, 1000))
+    clock = itertools.count()  # whose turn it is must not follow from how fast the machine is
     with (
+        patch.object(agents.pipeline, "perf_counter", lambda: next(clock)),
         patch.multiple(agents.partition, Ledger=MemoryLedger, IN_FLIGHT=in_flight),
         patch.multiple(agents.building, SCAN_CONTACTS=contacts, parse_journey=journey),
         patch.object(agents.succession, "REPEATED_CONTACTS", contacts),

@@ -24,6 +24,7 @@ from .history import RULES
 if TYPE_CHECKING:
     from .cluster import Cluster
 
+DECISION_BYTES = (8 << 20, 1, 3000)  # as large as they come, a contact each, a few contacts
 NOW_MS = 1_900_000_000_000
 TOPICS = {name: name for name in (*SOURCES, "stage-changes", "rejected", "totals")}
 
@@ -68,6 +69,7 @@ class Worker:
             outward=self, changelog=SimpleNamespace(send=self.send_changelog, frozen=cluster.frozen, owned=self.owned),
             now_ms=lambda: NOW_MS, failed=cluster.failed, ahead_ms=86_400_000, max_merges=10_000,
             matcher=MATCHER, catalog={}, chunk_records=cluster.chunk_records, few=cluster.plan.seed % 2 * FEW,
+            decision_bytes=DECISION_BYTES[cluster.plan.seed % len(DECISION_BYTES)], background_share=cluster.plan.seed % 3 / 3,
             reflected=lambda topic, p: cluster.acked[topic, p],
             common=lambda journey: cluster.recalculating.reports.common(journey, cluster.plan.partitions),
         )  # fmt: skip
