@@ -45,7 +45,7 @@ class Seen:
 
     async def _read(self) -> dict[str, Counter[str]]:
         counts: dict[str, Counter[str]] = {name: Counter() for name in ("type", *FIELDS)}
-        consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", **self._kafka)
+        consumer = AIOKafkaConsumer(enable_auto_commit=False, auto_offset_reset="earliest", isolation_level="read_committed", **self._kafka)
         await consumer.start()
         try:
             begins, ends = await consumer.beginning_offsets(self._tps), await consumer.end_offsets(self._tps)
@@ -57,11 +57,11 @@ class Seen:
                     consumer.seek(tp, max(begins[tp], end - each))
             until = time.monotonic() + READ_SECONDS
             while todo and time.monotonic() < until:
-                for tp, records in (await consumer.getmany(timeout_ms=200)).items():
+                for records in (await consumer.getmany(timeout_ms=200)).values():
                     for record in records:
                         _count(record.value, counts)
-                    if records and records[-1].offset + 1 >= todo.get(tp, 0):
-                        todo.pop(tp, None)
+                # by positions: the last offsets may hold no record, but the marker of a transaction
+                todo = {tp: end for tp, end in todo.items() if await consumer.position(tp) < end}
         finally:
             await consumer.stop()
         return {name: Counter(dict(found.most_common(MAX_VALUES))) for name, found in counts.items()}

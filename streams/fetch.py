@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import aiokafka
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult
-from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, IllegalStateError
+from aiokafka.errors import ConsumerStoppedError, CorruptRecordException, IllegalStateError, KafkaError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams import blocks
 from streams.blocks import Records, Rows
+from streams.reader import ReaderError
+from streams.replay import holds_nothing
 
 FETCH_WAIT_MS = 100
 """How long the broker may hold a fetch that finds nothing. A partition that starts to be read again waits as long in the worst case, because aiokafka
@@ -26,6 +28,9 @@ has one fetch at a time on its way to a broker."""
 
 FRESH_WAIT_S = 0.02
 """How long to sleep between two looks at a partition that was not fetched yet."""
+
+HOLE_S = 3.0
+"""A partition that brings nothing for so long, although its log goes on, is asked whether there is a record at all."""
 
 LEASE_MARGIN_S = 1.0
 """Taken off the session time: a worker stops believing in its membership before the broker does."""
@@ -40,8 +45,8 @@ class Fetched(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where reading stands: every record below `offset` was handed over. `highwater` is the end the broker named last, None before the first
-    fetch."""
+    """Where reading stands: every record below `offset` was handed over. `highwater` is the end the broker named last, without records of
+    transactions that are still open; None before the first fetch."""
 
     offset: int
     highwater: int | None
@@ -97,6 +102,12 @@ def rows_of(part: Any) -> Records:
     return Rows(block)
 
 
+def readable_end(state: Any) -> int | None:
+    """Where the records end that can be read of a partition, by aiokafka's *state* of it; None before the first fetch."""
+    stable = state.lso
+    return state.highwater if stable is None or stable < 0 else stable  # type: ignore[no-any-return]
+
+
 def let_go(part: Any) -> None:
     """Breaks the circle between a fetched partition and its iterator, which would keep a megabyte until the garbage collector comes by."""
     part._records_iterator = None
@@ -116,6 +127,9 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         self.seeks: dict[TP, int] = {}
         """How often each partition was sought. Records taken before a seek are void after it: the main loop compares. Written here, read there."""
         self._last: dict[TP, Position] = {}
+        self._stuck: dict[TP, tuple[int, float]] = {}
+        """Partitions that bring nothing before the end of their log: where they stand, and since when (`time.monotonic()`)."""
+        self._looking: set[asyncio.Task[None]] = set()
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         """As Faust's, with a short fetch wait, aborted transactions left out, and the broker options of the project's settings (TLS, SASL)."""
@@ -251,8 +265,37 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         for tp in self._wanted:
             state = assignment.state_value(tp)
             if state is not None and state.has_valid_position:
-                positions[tp] = Position(state.position, state.highwater, self.seeks.get(tp, 0))
+                positions[tp] = Position(state.position, readable_end(state), self.seeks.get(tp, 0))
+        self._look_for_holes(assignment, positions)
         return Take(fetched, positions)
+
+    # -- holes
+
+    def _look_for_holes(self, assignment: Any, positions: Mapping[TP, Position]) -> None:
+        """aiokafka waits at its position for a record, for ever where compaction has left none before the end of the log."""
+        now, waiting = monotonic(), {}
+        for tp, (offset, end, _) in positions.items():
+            if end is None or offset >= end:
+                continue
+            since = self._stuck.get(tp)
+            waiting[tp] = since if since is not None and since[0] == offset else (offset, now)
+            if now - waiting[tp][1] > HOLE_S:
+                waiting[tp] = (offset, now)
+                task = asyncio.ensure_future(self._pass_hole(assignment, tp, offset, end))
+                self._looking.add(task)
+                task.add_done_callback(self._looking.discard)
+        self._stuck = waiting
+
+    async def _pass_hole(self, assignment: Any, tp: TP, begin: int, end: int) -> None:
+        try:
+            empty = await holds_nothing(self._ensure_consumer()._client, tp, begin, end)
+        except (TimeoutError, KafkaError, OSError, ReaderError, blocks.CorruptBatch) as error:
+            self.log.warning("%s: what follows at offset %d cannot be asked, trying again: %r", tp, begin, error)
+            return
+        state = assignment.state_value(tp) if assignment.active else None
+        if empty and state is not None and state.has_valid_position and state.position == begin:
+            self.log.info("%s: no records from offset %d to the end, %d", tp, begin, end)
+            state.consumed_to(end)
 
     # -- seeking
 

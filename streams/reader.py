@@ -9,15 +9,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+from aiokafka.errors import KafkaError as AiokafkaError
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from streams.blocks import CorruptBatch
 from streams.brokers import EMBEDDED_CLUSTER
 from streams.settings import Settings, librdkafka_config
 
 log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 15.0
+HOLE_SECONDS = 3.0  # without a record or an end for so long, what is left is asked whether it holds a record at all
 STALL_SECONDS = 60.0  # without a record or an end for so long, the broker is taken for gone
 WAIT_SECONDS = 0.05  # librdkafka fills a chunk for so long; more would only delay the last chunk
 CHUNK_RECORDS = 10_000
@@ -213,6 +216,8 @@ def read_log(
             for event in finished:
                 if event.partition() in before:
                     todo.reached(event.partition(), event.offset())
+            if not records and not finished:
+                _pass_holes(settings, topic, todo)
             tell()
             for number in before - todo.left:
                 consumer.pause([TopicPartition(topic, number)])
@@ -220,6 +225,20 @@ def read_log(
                 return
     finally:
         consumer.close()
+
+
+def _pass_holes(settings: Settings, topic: str, todo: Extent) -> None:
+    """librdkafka tells the end of a partition only where it has read up to it, and waits where compaction has left no record before it."""
+    from streams.replay import without_records  # which reads by what stands above
+
+    left = {number: (todo.at[number], todo.stop[number]) for number in todo.left}
+    try:
+        empty = without_records(settings, topic, left)
+    except (TimeoutError, AiokafkaError, OSError, ReaderError, CorruptBatch) as error:
+        log.warning("%s: whether there is more to read cannot be asked at the moment: %r", topic, error)
+        return
+    for number in empty:
+        todo.reached(number, todo.stop[number])
 
 
 def _by_partition(records: list[Record], left: set[int]) -> Iterable[tuple[int, list[Record]]]:
@@ -231,8 +250,11 @@ def _by_partition(records: list[Record], left: set[int]) -> Iterable[tuple[int, 
 
 
 def _polled(consumer: Consumer, settings: Settings, size: int) -> Iterator[tuple[list[Record], list[Record]]]:
-    """What arrives: (records, end-of-partition events), not both empty. Never ends by itself; raises ReaderError."""
-    quiet_since = time.monotonic()
+    """What arrives: (records, end-of-partition events), both empty when nothing came for `HOLE_SECONDS`. Never ends by itself.
+
+    Raises ReaderError.
+    """
+    quiet_since = told = time.monotonic()
     while True:
         records = cast("list[Record]", consumer.consume(size, WAIT_SECONDS))
         events = [record for record in records if record.error() is not None]
@@ -241,8 +263,11 @@ def _polled(consumer: Consumer, settings: Settings, size: int) -> Iterator[tuple
         finished = [event for event in events if not _is_trouble(event)]
         if records or finished:
             yield records, finished
-            quiet_since = time.monotonic()
-        elif time.monotonic() - quiet_since > STALL_SECONDS:
+            quiet_since = told = time.monotonic()
+        elif time.monotonic() - told > HOLE_SECONDS:
+            yield [], []
+            told = time.monotonic()
+        if time.monotonic() - quiet_since > STALL_SECONDS:
             raise ReaderError(f"the broker at {settings.bootstrap} has sent nothing for {STALL_SECONDS:g} s, though there is more to "
                               "read; see that it runs, and try again")
 

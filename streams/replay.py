@@ -11,6 +11,7 @@ import queue
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ REQUEST_PARTITIONS = 32
 HELD_BYTES = 32 << 20  # fetched and not yet worked on
 WAIT_MS = 100
 RETRY_SECONDS = 0.1
+PROOF_REQUESTS = 8
 READ_COMMITTED = 1
 MOVED = (errors.NotLeaderForPartitionError, errors.UnknownTopicOrPartitionError, errors.LeaderNotAvailableError)
 
@@ -93,6 +95,60 @@ def together(cursors: Mapping[int, Cursor], numbers: list[int]) -> list[int]:
     """Which of *numbers* the next request asks for: one that has to be asked for alone, else as many as fit."""
     alone = next((number for number in numbers if cursors[number].alone), None)
     return numbers[:REQUEST_PARTITIONS] if alone is None else [alone]
+
+
+def request_for(topic: str, cursors: Mapping[int, Cursor]) -> FetchRequest:
+    """The request that asks for what follows at each of *cursors*."""
+    asked = [(number, cursor.offset, cursor.max_bytes) for number, cursor in cursors.items()]
+    max_bytes = sum(cursor.max_bytes for cursor in cursors.values())
+    return FetchRequest(WAIT_MS, 1, max_bytes, READ_COMMITTED, [(topic, asked)])
+
+
+def answers(response: Any, alone: bool) -> Iterator[tuple[int, type[errors.KafkaError], Answer]]:
+    """(partition, error, what came) of each partition that a response to `request_for` names."""
+    throttled = response.throttle_time_ms > 0
+    for _, parts in response.topics:
+        for number, code, high, stable, *more, raw in parts:
+            aborted = more[1 if response.API_VERSION >= 5 else 0] or []
+            committed = high if stable < 0 else stable
+            yield number, errors.for_code(code), Answer(raw, aborted, committed, alone, throttled)
+
+
+async def holds_nothing(client: Any, tp: TopicPartition, begin: int, end: int) -> bool:
+    """Return True if it is proven that the log holds no record from *begin* to before *end*, False if not.
+
+    For consumers, which wait for a record where compaction has left none. *client* is aiokafka's and knows the topic. Raises KafkaError,
+    CorruptBatch, ReaderError.
+    """
+    cursor = Cursor(begin, end)
+    for _ in range(PROOF_REQUESTS):
+        leader = client.cluster.leader_for_partition(tp)
+        if leader is None or leader == -1:
+            return False
+        response = await client.send(leader, request_for(tp.topic, {tp.partition: cursor}))
+        for _, trouble, answer in answers(response, alone=True):
+            block = unpack(answer.raw, cursor.offset, answer.aborted)
+            if trouble is not errors.NoError or len(block.before(end)):
+                return False
+            if cursor.take(answer) and cursor.offset >= end:
+                return True
+    return False
+
+
+def without_records(settings: Settings, topic: str, ranges: Mapping[int, tuple[int, int]]) -> set[int]:
+    """Those of *ranges* (partition -> first offset, end) of which it is proven that they hold no record. Raises KafkaError, ReaderError."""
+
+    async def ask() -> set[int]:
+        client = AIOKafkaClient(**aiokafka_kwargs(settings), client_id="waypost-replay")
+        try:
+            await client.bootstrap()
+            await client.set_topics([topic])
+            return {n for n, (begin, end) in ranges.items() if await holds_nothing(client, TopicPartition(topic, n), begin, end)}
+        finally:
+            await client.close()
+
+    with ThreadPoolExecutor(1) as apart:  # the caller's thread may run a loop
+        return apart.submit(asyncio.run, ask()).result()
 
 
 class Fetched(NamedTuple):
@@ -270,30 +326,23 @@ class Fetching(threading.Thread):
         return found
 
     async def _fetch(self, client: Any, node: int, numbers: list[int]) -> None:
-        asked = [(n, self._cursors[n].offset, self._cursors[n].max_bytes) for n in numbers]
-        max_bytes = sum(most for _, _, most in asked)
-        request = FetchRequest(WAIT_MS, 1, max_bytes, READ_COMMITTED, [(self._topic, asked)])
+        asked = {number: self._cursors[number] for number in numbers}
+        offsets = {number: cursor.offset for number, cursor in asked.items()}
         try:
-            response = await client.send(node, request)
+            response = await client.send(node, request_for(self._topic, asked))
         except (TimeoutError, errors.KafkaError, OSError) as error:
             log.warning("reading goes on after: %r", error)
             client.force_metadata_update()
             await asyncio.sleep(RETRY_SECONDS)
             return
-        offsets = {number: offset for number, offset, _ in asked}
-        throttled = response.throttle_time_ms > 0
-        for _, parts in response.topics:
-            for number, code, high, stable, *more, raw in parts:
-                cursor = self._cursors.get(number)
-                if cursor is None or cursor.offset != offsets.get(number):
-                    continue  # another broker has brought it meanwhile
-                trouble = errors.for_code(code)
-                if trouble is not errors.NoError:
-                    await self._mend(client, number, trouble)
-                    continue
-                aborted = more[1 if response.API_VERSION >= 5 else 0] or []
-                committed = high if stable < 0 else stable
-                self._arrive(number, cursor, Answer(raw, aborted, committed, len(asked) == 1, throttled))
+        for number, trouble, answer in answers(response, alone=len(asked) == 1):
+            cursor = self._cursors.get(number)
+            if cursor is None or cursor.offset != offsets.get(number):
+                continue  # another broker has brought it meanwhile
+            if trouble is errors.NoError:
+                self._arrive(number, cursor, answer)
+            else:
+                await self._mend(client, number, trouble)
 
     def _arrive(self, number: int, cursor: Cursor, answer: Answer) -> None:
         """Hands over what came, and asks for what is behind it next."""

@@ -29,7 +29,7 @@ WAITING = ("broker", "soak")
 """Their tests wait most of the time, for sessions that end and workers that come back: three processes share them, in parts that take as long."""
 PARTS = {"test_kills.py": 1, "test_recalculation.py": 1, "test_transport.py": 1, "test_faults.py": 2, "test_table.py": 2}
 """All others are the third."""
-BUSY = ("bench", "browser", "contracts", "docs", "fuzz")
+BUSY = ("bench", "browser", "contracts", "docs", "fuzz", "scale")
 """They share a Waypost and keep the machine busy; the other rooms only compute."""
 ALONE = ("contracts", "docs")
 """Of these, each module has its own."""
@@ -82,8 +82,11 @@ def _started(broker: KafkaBroker) -> KafkaBroker:
 
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
-    """Apache Kafka, shared by the run: do not stop it. Tests that kill brokers make a KafkaBroker of their own."""
-    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"))
+    """Apache Kafka, shared by the run: do not stop it. Tests that kill brokers make a KafkaBroker of their own.
+
+    Its answers hold 1 MiB at most, so that they are full where a log is long, and leave partitions out.
+    """
+    broker = KafkaBroker(tmp_path_factory.mktemp("kafka"), properties={"fetch.max.bytes": str(1 << 20)})
     try:
         yield _started(broker)
     finally:

@@ -15,7 +15,7 @@ from streams.replay import read_blocks
 from streams.settings import Settings, aiokafka_kwargs, librdkafka_config
 from streams.topics import Presence, TopicsError, check, names, provision, topic_name
 from tests.support import PATIENCE_SECONDS, until
-from tests.support.records import write
+from tests.support.records import whole, write
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ async def test_a_record_comes_back_as_it_was_sent(settings, topics):
             await producer.send_and_wait(topic, value, key=key, headers=headers, timestamp_ms=at_ms, partition=2)
     finally:
         await producer.stop()
-    [(partition, records)] = list(read_log(settings, topic))
+    [(partition, records)] = whole(settings, topic).items()
     assert partition == 2
     assert [record.offset() for record in records] == [0, 1, 2, 3]
     assert [(r.key(), r.value(), r.headers() or [], r.timestamp()[1]) for r in records] == sent
@@ -142,7 +142,7 @@ async def test_a_batch_made_by_hand_keeps_its_order(settings, topics):
     finally:
         await producer.stop()
     assert written.offset == 0
-    [(_, records)] = list(read_log(settings, topics["evidence-changelog"]))
+    [records] = whole(settings, topics["evidence-changelog"]).values()
     assert [(r.key(), r.value()) for r in records] == [
         (b"%d" % number, None if number % 7 == 0 else b"v%d" % number) for number in range(100)]
 

@@ -8,7 +8,6 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.reader import begin_offsets, end_offsets
-from streams.replay import read_blocks
 from streams.settings import Settings, librdkafka_config
 from tests.support import PATIENCE_SECONDS, eventually
 from tests.support.kafka import KafkaBroker
@@ -96,24 +95,6 @@ def test_what_retention_takes_while_it_is_read_is_passed_over(settings, read, mo
     gone.result(PATIENCE_SECONDS)
     monkeypatch.setattr("streams.reader.begin_offsets", lambda *_: {(topic, 0): 0})  # as it was a moment ago
     assert read(settings, topic) == {0: [(n, b"%d" % n) for n in range(60, 100)]}
-
-
-@pytest.mark.kafka
-def test_reading_in_bulk_goes_on_when_the_broker_was_away(tmp_path, prefix):
-    broker = KafkaBroker(tmp_path, heap_mb=256)
-    try:
-        settings = Settings.load({"broker": broker.start(), "topic_prefix": prefix}, environ={})
-        topic = make(settings, "long")
-        write(settings, topic, [{"key": b"k", "value": b"%d" % n + bytes(100_000)} for n in range(1_000)])  # 100 MB: more than is held
-        seen, restarted = [], False
-        for _, block in read_blocks(settings, topic):
-            seen += [value.rstrip(b"\0") for value in block.values()]
-            if not restarted:
-                broker.restart()
-                restarted = True
-        assert seen == [b"%d" % n for n in range(1_000)]
-    finally:
-        broker.kill()
 
 
 @pytest.mark.kafka

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -90,14 +91,16 @@ class KafkaBroker:
 
     *secure*: a second listener, SASL_SSL with PLAIN and SCRAM, at `secure_bootstrap`, for `login`. *host*: the address to listen on. *session_ms*:
     so long it may be silent before it is fenced, and so long it waits to be taken again when it was killed. *lasting*: Java compiles it as
-    thoroughly as one that runs for days; without, it starts with half the work, and is slower where it is busy for long.
+    thoroughly as one that runs for days; without, it starts with half the work, and is slower where it is busy for long. *properties*:
+    further lines of its server.properties, which win over those of the template.
     """
 
     kind = "kafka"
 
     def __init__(
-        self, directory: Path, *, heap_mb: int = 512, secure: bool = False, host: str = "127.0.0.1", session_ms: int = 3000, lasting: bool = False
-    ) -> None:
+        self, directory: Path, *, heap_mb: int = 512, secure: bool = False, host: str = "127.0.0.1", session_ms: int = 3000, lasting: bool = False,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.directory = directory
         self.host = host
         self.port, self.controller_port, self.secure_port = free_port(), free_port(), free_port()
@@ -105,6 +108,7 @@ class KafkaBroker:
         self.voters = f"1@127.0.0.1:{self.controller_port}"
         self._heap_mb, self._session_ms, self._lasting = heap_mb, session_ms, lasting
         self._secure = secure
+        self._properties = "".join(f"{name}={value}\n" for name, value in (properties or {}).items())
         self._process: GuardedProcess | None = None
         self.login = Login("alice", "al1ce-secret", directory / "ca.pem")
 
@@ -164,7 +168,7 @@ class KafkaBroker:
             session_ms=self._session_ms,
             port=self.port, controller_port=self.controller_port, data_dir=self.directory / "data",
             secure_listener=f",SASL_SSL://localhost:{self.secure_port}" if self._secure else "",
-            secure=self._secure_properties() if self._secure else ""))
+            secure=self._secure_properties() if self._secure else "") + self._properties)
         scram = [f"{name}=[name={self.login.username},password={self.login.password}]" for name in ("SCRAM-SHA-256", "SCRAM-SHA-512")]
         _run([*command, "kafka.tools.StorageTool", "format", f"--cluster-id={self.cluster_id}", "-c", str(properties),
               *(word for text in scram if self._secure for word in ("--add-scram", text))])

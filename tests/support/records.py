@@ -60,12 +60,18 @@ def write(settings: Settings, topic: str, records: Iterable[dict[str, Any]], **c
     return [places[index] for index in range(count)]
 
 
+def whole(settings: Settings, topic: str, **options: Any) -> dict[int, list[Any]]:
+    """All records of a topic by partition, in however many chunks they come. Partitions without records are left out."""
+    found: dict[int, list[Any]] = {}
+    for partition, records in read_log(settings, topic, **options):
+        found.setdefault(partition, []).extend(records)
+    return found
+
+
 def values(settings: Settings, topic: str, **options: Any) -> dict[int, list[tuple[int, bytes | None]]]:
     """All of a topic: partition -> [(offset, value)]. Partitions without records are left out."""
-    found: dict[int, list[tuple[int, bytes | None]]] = {}
-    for partition, records in read_log(settings, topic, **options):
-        found.setdefault(partition, []).extend((record.offset(), record.value()) for record in records)
-    return found
+    found = whole(settings, topic, **options)
+    return {p: [(record.offset(), record.value()) for record in records] for p, records in found.items()}
 
 
 def values_in_bulk(settings: Settings, topic: str, **options: Any) -> dict[int, list[tuple[int, bytes | None]]]:

@@ -19,8 +19,10 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from streams.brokers import free_port
+from streams.settings import Settings
 from tests.support import PATIENCE_SECONDS, eventually
 from tests.support.counting import CHANGELOG, SOURCES, VALUE
+from tests.support.records import whole
 
 INTERNAL_BYTES = 17 << 20
 
@@ -56,23 +58,13 @@ def ends(bootstrap: str, topic: str, partitions: int = 4) -> dict[int, int]:
 
 def compacted(bootstrap: str, topic: str, partitions: int = 4) -> dict[bytes, bytes]:
     """The last value of each key: what compaction keeps, and what the next recovery may be left with."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "compacted", "auto.offset.reset": "earliest",
-                         "enable.partition.eof": False})  # fmt: skip
     last: dict[bytes, bytes] = {}
-    left = {p: end for p, end in ends(bootstrap, topic, partitions).items() if end}
-    try:
-        consumer.assign([TopicPartition(topic, p, 0) for p in left])
-        while left:
-            for message in consumer.consume(10_000, timeout=5):
-                assert message.error() is None
-                if message.value() is None:
-                    last.pop(message.key(), None)
-                else:
-                    last[message.key()] = message.value()
-                if message.offset() >= left.get(message.partition(), 0) - 1:
-                    left.pop(message.partition(), None)
-    finally:
-        consumer.close()
+    for records in whole(Settings.load({"broker": bootstrap}, environ={}), topic, partitions=range(partitions)).values():
+        for record in records:
+            if record.value() is None:
+                last.pop(record.key(), None)
+            else:
+                last[record.key()] = record.value()
     return last
 
 
