@@ -13,17 +13,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import hmac
 import json
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler as Handling
 from prometheus_client import generate_latest
 
+from streams.connections import ADDRESS, WORKER_CONNECTIONS, Acceptor, Connections, limits, peer
 from streams.partitioner import partition_of
+from streams.settings import Settings
 
 from . import metrics, questions
 from .partition import SOURCES, Partition
@@ -31,6 +36,102 @@ from .partitions import Partitions
 
 MAX_ROWS = 1000
 SIZES_SECONDS = 10.0  # so old may be what is said of the files; looking at each of them costs more than all else that is asked for often
+
+
+IDLE_SECONDS = 75.0
+RESERVED = ("/healthz", "/readyz", "/metrics")
+"""What is answered on restricted connections too."""
+
+
+class Handler(web.RequestHandler):  # type: ignore[type-arg]
+    """One connection, with deadlines for the headers of a request and for reading an answer, which aiohttp lacks. Bodies it waits for 10 s."""
+
+    def __init__(self, server: web.Server, connections: Connections) -> None:  # type: ignore[type-arg]
+        loop = asyncio.get_running_loop()
+        super().__init__(server, loop=loop, access_log=None, keepalive_timeout=IDLE_SECONDS)  # type: ignore[arg-type]
+        self.reason: str | None = None
+        self._connections = connections
+        self._event_loop = loop
+        self._busy = False
+        self._whole = True  # no part of a further request is here
+        self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.reason = self._connections.admit(self, peer(transport))
+        self._arm()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        for timer in (self._deadline, self._stalled):
+            if timer is not None:
+                timer.cancel()
+        self._connections.leave(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._whole = data.endswith(b"\r\n\r\n")
+        if not self._busy and self._deadline is None:
+            self._arm()
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self._event_loop.call_later(self._connections.limits.write_seconds, self._late, "answer")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def begin(self) -> None:
+        """Note that a request is being answered: its headers are here."""
+        self._busy = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._connections.works(self)
+
+    def end(self) -> None:
+        """Note that a request was answered."""
+        self._busy = False
+        self._connections.waits(self)
+        if not self._whole:
+            self._arm()
+
+    def shed(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _arm(self) -> None:
+        self._deadline = self._event_loop.call_later(self._connections.limits.header_seconds, self._late, "headers")
+
+    def _late(self, reason: str) -> None:
+        self._connections.closed(reason)
+        if reason == "headers" and self.transport is not None:
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            self.force_close()
+        self.shed()
+
+
+async def listen(application: web.Application, listener: socket.socket, settings: Settings) -> Callable[[], Awaitable[None]]:
+    """Serve *application* on *listener*, within the limits of *settings*. Return what ends it."""
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    assert runner.server is not None
+    closed = metrics.INTERNAL_CLOSED.labels
+    allowed = limits(settings, WORKER_CONNECTIONS)
+    connections = Connections(allowed, closed=lambda reason: closed(reason).inc())
+    acceptor = Acceptor(listener, functools.partial(Handler, runner.server, connections), connections)
+
+    async def end() -> None:
+        acceptor.close()
+        await acceptor.wait_closed()
+        await runner.cleanup()
+
+    return end
 
 
 def application(
@@ -70,23 +171,29 @@ def application(
     async def get_results(request: web.Request) -> web.Response:
         q = request.query
         version, generation = _integer(q, "version", None), _integer(q, "generation", None)
-        return each(lambda p: questions.results(p, q["journey"], version, generation, q.get("group")))
+        journey = _text(q, "journey")
+        return each(lambda p: questions.results(p, journey, version, generation, q.get("group")))
 
     async def get_groups(request: web.Request) -> web.Response:
         q = request.query
         version, generation = _integer(q, "version", None), _integer(q, "generation", None)
-        return each(lambda p: questions.grouped(p, q["journey"], version, generation))
+        journey = _text(q, "journey")
+        return each(lambda p: questions.grouped(p, journey, version, generation))
 
     async def get_list(request: web.Request) -> web.Response:
         q = request.query
         version, generation, stage = _integer(q, "version", None), _integer(q, "generation", None), _integer(q, "stage", 1)
         limit = max(1, min(_integer(q, "limit", 100) or 100, MAX_ROWS))
-        after = bytes.fromhex(q["after"]) if q.get("after") else None
+        try:
+            after = bytes.fromhex(q["after"]) if q.get("after") else None
+        except ValueError:
+            raise _bad("after") from None
+        journey = _text(q, "journey")
         who, group, newest = q.get("who", questions.CONVERTED), q.get("group"), q.get("order") == "newest"
-        return each(lambda p: questions.listed(p, q["journey"], version, generation, stage or 1, who, group, limit, after, newest))
+        return each(lambda p: questions.listed(p, journey, version, generation, stage or 1, who, group, limit, after, newest))
 
     async def get_contact(request: web.Request) -> web.Response:
-        contact = request.query["id"]
+        contact = _text(request.query, "id")
         number = partition_of(contact, partitions.context.partitions)
         found = partitions.active().get(number)
         if found is None:
@@ -112,14 +219,33 @@ def application(
         )
 
     @web.middleware
-    async def known(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def known(request: web.Request, handler: Handling) -> web.StreamResponse:
         if secret is not None and request.path.startswith("/internal/"):
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode()):
                 return _json({"error": "not yours"}, 401)
         return await handler(request)
 
-    app = web.Application(middlewares=[known])
+    @web.middleware
+    async def limited(request: web.Request, handler: Handling) -> web.StreamResponse:
+        connection = request.protocol
+        if not isinstance(connection, Handler):
+            return await handler(request)
+        connection.begin()
+        try:
+            if connection.reason is not None and request.path not in RESERVED:
+                status = 429 if connection.reason == ADDRESS else 503
+                response: web.StreamResponse = _json({"error": "too many connections"}, status)
+                response.headers["Retry-After"] = "5"
+            else:
+                response = await handler(request)
+            if connection.reason is not None:
+                response.force_close()
+            return response
+        finally:
+            connection.end()
+
+    app = web.Application(middlewares=[limited, known])
     app.add_routes(
         [
             web.get("/internal/partitions", get_partitions),
@@ -141,4 +267,19 @@ def _json(value: Any, status: int = 200) -> web.Response:
 
 
 def _integer(query: Any, name: str, default: int | None) -> int | None:
-    return int(query[name]) if query.get(name) else default
+    if not query.get(name):
+        return default
+    try:
+        return int(query[name])
+    except ValueError:
+        raise _bad(name) from None
+
+
+def _text(query: Any, name: str) -> str:
+    if name not in query:
+        raise _bad(name)
+    return str(query[name])
+
+
+def _bad(name: str) -> web.HTTPBadRequest:
+    return web.HTTPBadRequest(text=f"the parameter {name} is missing, or is not what it has to be")

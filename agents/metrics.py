@@ -55,10 +55,17 @@ BACKGROUND_FAILURES = Counter(
     ["work"],
 )
 
+INTERNAL_CLOSED = Counter(
+    "waypost_internal_connections_closed_total",
+    "Connections of a worker's internal interface that were closed early, by reason, as of waypost_http_connections_closed_total.",
+    ["reason"],
+)
+
 CATALOGUE = (
     ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, WORK_SECONDS, VISIBLE_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
     FOREIGN_RECORDS, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
     BACKGROUND_FAILURES,
+    INTERNAL_CLOSED,
 )  # fmt: skip
 
 def total(counter: Counter) -> float:
@@ -81,6 +88,14 @@ HTTP_REQUESTS = Counter(
     registry=CONSOLE,
 )
 HTTP_SECONDS = Histogram("waypost_http_seconds", "Time until a request was answered, in seconds, by route.", ["route"], registry=CONSOLE)
+HTTP_CONNECTIONS = Gauge("waypost_http_connections", "Connections that are open.", registry=CONSOLE)
+HTTP_CLOSED = Counter(
+    "waypost_http_connections_closed_total",
+    "Connections of the console that were closed early, by reason: headers, body or answer (the client took too long), connections or "
+    "connections_per_address (it waited, and gave way to a new one), accept (none could be accepted).",
+    ["reason"],
+    registry=CONSOLE,
+)
 LIVE_STREAMS = Gauge("waypost_live_streams", "Listeners of live results.", registry=CONSOLE)
 LAG = Gauge("waypost_lag_records", "Records of the input topics not yet in the numbers, when it was last asked for.", registry=CONSOLE)
 PARTITIONS_CONFIGURED = Gauge(
@@ -93,7 +108,8 @@ RECALCULATION_PROGRESS = Gauge(
 FACTS = Counter("waypost_http_facts_total", "Facts sent over HTTP, by kind and outcome: taken or refused.", ["kind", "outcome"], registry=CONSOLE)
 
 CONSOLE_CATALOGUE = (
-    HTTP_REQUESTS, HTTP_SECONDS, LIVE_STREAMS, LAG, PARTITIONS_CONFIGURED, RECALCULATIONS, RECALCULATION_PROGRESS, FACTS,
+    HTTP_REQUESTS, HTTP_SECONDS, HTTP_CONNECTIONS, HTTP_CLOSED, LIVE_STREAMS, LAG, PARTITIONS_CONFIGURED, RECALCULATIONS, RECALCULATION_PROGRESS,
+    FACTS,
 )  # fmt: skip
 ProcessCollector(registry=CONSOLE)
 """Memory, processor time and the start of the process, as the workers' registry has them by default."""

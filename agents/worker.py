@@ -19,8 +19,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from aiohttp import web
-
 from agents import intake, internal, metrics
 from agents.catalog import RECALCULATIONS, REPORTS, CatalogReader
 from agents.driver import Driver
@@ -144,9 +142,8 @@ async def run_worker(
     )  # fmt: skip
     refusals = Refusals(partitions, catalog, kafka, lambda: app.serving)
     app.partitions = partitions
-    server = web.AppRunner(internal.application(partitions, lambda: app.serving, app.behind, secret), access_log=None)
-    await server.setup()
-    await web.SockSite(server, listener).start()
+    interface = internal.application(partitions, lambda: app.serving, app.behind, secret)
+    end_interface = await internal.listen(interface, listener, settings)
     try:
         if not await unless_stopped(catalog.start(), stop):
             return
@@ -176,7 +173,7 @@ async def run_worker(
             await asyncio.wait(beside)
     finally:
         await catalog.stop()
-        await server.cleanup()
+        await end_interface()
 
 
 def compile_loops() -> None:

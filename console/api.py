@@ -239,18 +239,18 @@ def _results(app: FastAPI, backend: Backend) -> None:
     @app.get(
         "/api/journeys/{journey_id}/live",
         response_class=StreamingResponse,
-        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors(404, 422, 503)},
+        responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}, **errors(404, 422, 429, 503)},
     )
     async def live(journey_id: JourneyId, request: Request, group: Group = None, version: Version = None) -> Any:
         """The results as server-sent events, each time they change, at most four a second. An event `unavailable` carries an error."""
         await backend.results(journey_id, version, group)  # what is wrong with the question is told before the stream begins
 
         async def fetch() -> dict[str, Any]:
-            return await backend.results(journey_id, version, group)
+            key = ("summary", journey_id, version, group)
+            return (await backend.live.shared(key, lambda: backend.summary(journey_id, version, group)))[0]
 
-        events = backend.live.listen((journey_id, group, version), fetch, request)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return backend.live.respond((journey_id, group, version), fetch, request, headers)
 
 
 # ---------------------------------------------------------------------------------------- contacts and facts

@@ -61,7 +61,7 @@ class Backend:
         find = fixed(settings.workers) if self._directory is None else self._directory.find
         secret = settings.internal_secret
         self.workers = Workers(find, self.partition_count, None if secret is None else secret.get_secret_value())
-        self.live = Live()
+        self.live = Live(settings.live_streams, settings.live_streams_per_session)
         self.watch = Watch(self.state)
         self._begins: results.Ends = {}
 

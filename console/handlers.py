@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -83,12 +84,15 @@ class Failsafe:
 
         try:
             await self._app(scope, receive, watch)
+        except asyncio.CancelledError:  # the console stops, and the connection is cut off already
+            log.info("%s %s was cut off", scope.get("method"), shown(scope.get("path")))
         except Exception as error:
             if scope["type"] != "http":
                 raise
             what = f"{scope['method']} {shown(scope['path'])}"
-            if started and isinstance(error, ApiError):
-                log.warning("%s broke off: %s", what, error)
+            cause = error.__cause__ if isinstance(error, RuntimeError) else error  # of an answer that has begun, Starlette wraps it
+            if started and isinstance(cause, ApiError):
+                log.warning("%s broke off: %s", what, cause)
             else:
                 log.error("%s failed", what, exc_info=error)
             if not started:  # else the server closes the connection, by which the client sees that the answer is not whole

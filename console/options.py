@@ -25,14 +25,17 @@ TOPICS = (
     "audit_retention_ms",
 )  # fmt: skip
 LOGS = ("log_level", "log_format")
+HTTP = ("http_connections", "http_connections_per_address", "http_header_seconds", "http_body_seconds")
 WORKER = (
     *BROKER, "partitions", "group", "group_instance_id", "session_timeout_seconds", "heartbeat_seconds", "standby_replicas", "data_dir", "memory_mb",
     "background_share",
+    *HTTP,
     "worker_host", "worker_port", "worker_advertised_url", "max_future_hours", "max_merges", "totals_interval_seconds", "recalculation_schedule",
     "recalculation_time_zone", "evidence_retention_days", *LOGS,
 )  # fmt: skip
 CONSOLE = (
-    *BROKER, "partitions", "group", "workers", "console_host", "console_port", "trusted_proxies", "users_file",
+    *BROKER, "partitions", "group", "workers", "console_host", "console_port", *HTTP, "live_streams", "live_streams_per_session", "trusted_proxies",
+    "users_file",
     "oidc_issuer", "oidc_client_id", "oidc_role_claim", "session_hours", "max_future_hours",
     "recalculation_schedule", "recalculation_time_zone", *LOGS,
 )  # fmt: skip

@@ -11,7 +11,10 @@ from collections.abc import Callable
 
 import uvicorn
 from aiokafka.errors import KafkaError
+from uvicorn.server import ServerState
 
+from agents import metrics
+from streams.connections import Acceptor, Connections, limits
 from streams.reader import ReaderError
 from streams.settings import Settings
 from streams.supervision import unless_stopped
@@ -21,6 +24,7 @@ from .backend import Backend
 from .errors import ApiError
 from .guard import is_loopback
 from .people import PeopleError
+from .protocol import LimitedProtocol
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +82,12 @@ async def serve(
             raise CannotStart(str(error)) from None
         config = uvicorn.Config(
             app, log_config=None, lifespan="off", timeout_keep_alive=IDLE_SECONDS, timeout_graceful_shutdown=STOP_SECONDS, server_header=False,
+            http=LimitedProtocol, ws="none",
             access_log=False, proxy_headers=True, forwarded_allow_ips=list(settings.trusted_proxies),
         )
-        server = _Server(config)
+        closed = metrics.HTTP_CLOSED.labels
+        connections = Connections(limits(settings), settings.trusted_proxies, lambda reason: closed(reason).inc())
+        server = Server(config, connections)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         waiting = asyncio.create_task(stop.wait())
         while not server.started and not serving.done():
@@ -88,7 +95,7 @@ async def serve(
         if started is not None and server.started:
             started(url)
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        backend.live.end()
+        await backend.live.end()
         server.should_exit = True
         waiting.cancel()
         await serving
@@ -96,12 +103,55 @@ async def serve(
         await backend.stop()
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to whoever runs it."""
+class Server(uvicorn.Server):
+    """uvicorn's server within the limits of *connections*. Leaves signals to whoever runs it."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept from *sockets*, one connection after the other."""
+
+        def protocol() -> LimitedProtocol:
+            state = {"server_state": self.server_state, "app_state": {}}
+            return LimitedProtocol(self._connections, config=self.config, **state)
+
+        self.servers = [Acceptor(one, protocol, self._connections) for one in sockets or ()]  # type: ignore[misc]
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests end for as long as the configuration says, then cut off those that are left.
+
+        uvicorn's own cancels them with their connections open, and logs a stack trace for each.
+        """
+        for server in self.servers:
+            server.close()
+            await server.wait_closed()
+        state = self.server_state
+        for connection in list(state.connections):
+            if not connection.transport.is_closing():
+                connection.shutdown()
+        await _emptied(state, self.config.timeout_graceful_shutdown or 0)
+        if state.connections:
+            log.info("%d requests are cut off", len(state.tasks))
+        for connection in list(state.connections):
+            connection.transport.abort()
+        for task in list(state.tasks):
+            task.cancel()
+        await _emptied(state, 1.0)
 
     @contextlib.contextmanager
     def capture_signals(self):  # type: ignore[no-untyped-def]
         yield
+
+
+async def _emptied(state: ServerState, seconds: float) -> None:
+    """Wait until every request and connection of *state* has ended, at most *seconds*."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while state.connections or state.tasks:
+                await asyncio.sleep(0.02)
 
 
 def run(settings: Settings) -> int:

@@ -132,6 +132,15 @@ class Settings(BaseModel):
     workers: Words = Field((), description="URLs of the workers, comma-separated. Empty: found through the consumer group.")
     console_host: str = Field("127.0.0.1", min_length=1, description="Address on which the console listens.")
     console_port: int = Field(8080, ge=0, le=65535, description="Port on which the console listens. 0: a free one.")
+    http_connections: int = Field(1000, ge=16, le=100_000, description="Connections that the console has at once, and a worker up to 128 of them. "
+                                  "One that waits for its client gives way to a new one. Fewer where the process may not have so many open files.")
+    http_connections_per_address: int = Field(200, ge=4, le=100_000, description="Of these from one address, or one /64 of IPv6. Does not hold for "
+                                              "`trusted_proxies`.")
+    http_header_seconds: float = Field(10.0, gt=0, le=600, description="So long the headers of a request may take.")
+    http_body_seconds: float = Field(20.0, gt=0, le=3600, description="So long a body may take, and a second more for each 4 KiB that are there.")
+    live_streams: int = Field(500, ge=1, le=100_000, description="Streams of live results that the console has open at once.")
+    live_streams_per_session: int = Field(20, ge=1, le=100_000, description="Of these of one session, one token, or, where nobody logs in, one "
+                                          "address.")
 
     trusted_proxies: Words = Field(("127.0.0.1", "::1"), description="Addresses and networks (`10.0.0.0/8`) of the proxies before the console, "
                                    "comma-separated. Only their `X-Forwarded-For` and `X-Forwarded-Proto` are believed.")

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 from console.backend import Backend
 from console.edits import sentence
 from console.errors import ApiError
+from console.live import directly
 from console.recalculations import shown as recalculation_row
 from console.results import MAX_LIMIT
 from schemas.journey import ADDED, Journey, journey_json
@@ -28,6 +29,7 @@ CONTACTS_A_PAGE = 100
 MAX_GROUPS = 500  # offered
 WHO = {"converted": "reached the stage", "dropped_off": "reached the stage and not the next"}
 Who = Literal["converted", "dropped_off"]
+Ask = Callable[[Hashable, Callable[[], Awaitable[Any]]], Awaitable[Any]]
 Tab = Literal["stages", "groups", "days", "waits"]
 
 
@@ -38,20 +40,23 @@ def install(router: APIRouter, backend: Backend) -> None:
     _files(router, backend)
 
 
-async def results(backend: Backend, journey_id: str, group: str, tab: str) -> dict[str, Any]:
-    """What the live part of the page shows."""
+async def results(backend: Backend, journey_id: str, group: str, tab: str, ask: Ask = directly) -> dict[str, Any]:
+    """Return what the live part of the page shows. *ask*: `Live.shared` for streams, which take over each other's answers."""
     found = backend.store.known(journey_id)
-    answer, median = await backend.summary(journey_id, None, group or None)
+    chosen = group or None
+    answer, median = await ask(("summary", journey_id, None, chosen), lambda: backend.summary(journey_id, None, chosen))
     shown = found if answer["version"] == found.version else backend.store.version(journey_id, answer["version"])
     conditions = [None] * len(answer["stages"]) if shown is None else [sentence(stage.condition) for stage in shown.stages]
     names = [row["name"] for row in answer["stages"]]
     details: Any = None
     if tab == "groups":
-        details = views.groups((await backend.groups(journey_id))["groups"])
+        asked = await ask(("groups", journey_id), lambda: backend.groups(journey_id))
+        details = views.groups(asked["groups"])
     elif tab == "days":
-        details = views.trend(names, (await backend.days(journey_id, group or None))["days"], datetime.now(UTC).date())
+        asked = await ask(("days", journey_id, chosen), lambda: backend.days(journey_id, chosen))
+        details = views.trend(names, asked["days"], datetime.now(UTC).date())
     elif tab == "waits":
-        details = views.waits(await backend.waits(journey_id, group or None))
+        details = views.waits(await ask(("waits", journey_id, chosen), lambda: backend.waits(journey_id, chosen)))
     work = backend.recalculations.table.covering(found)
     return {
         "journey": found, "group": group, "tab": tab, "shows": answer["version"], "state": views.state(answer),
@@ -82,7 +87,7 @@ def _overview(router: APIRouter, backend: Backend) -> None:
     @router.get("/journeys/{journey_id}/stream")
     async def live(request: Request, journey_id: str, group: Group = "", tab: Tab = "stages") -> Response:
         async def render() -> str:
-            return fill("_results.html", **await results(backend, journey_id, group, tab))
+            return fill("_results.html", **await results(backend, journey_id, group, tab, backend.live.shared))
 
         backend.store.known(journey_id)
         return stream(backend, (journey_id, group, tab), request, render)

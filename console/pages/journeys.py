@@ -10,9 +10,11 @@ from fastapi.responses import RedirectResponse
 
 from console.backend import Backend
 from console.errors import ApiError
+from console.live import directly
 from schemas.journey import Journey
 
 from . import views
+from .journey import Ask
 from .page import SLOW_SECONDS, Number, Words, fill, page, stream
 
 JOURNEYS_A_PAGE = 25
@@ -26,17 +28,18 @@ COLUMNS = {
 def install(router: APIRouter, backend: Backend) -> None:
     """Adds the routes."""
 
-    async def line(journey: Journey) -> dict[str, Any]:
+    async def line(journey: Journey, ask: Ask) -> dict[str, Any]:
         try:
             given_up = backend.recalculations.table.given_up(journey)
-            return {"error": None, "given_up": given_up, **views.line(journey, await backend.results(journey.id))}
+            answer, _ = await ask(("summary", journey.id, None, None), lambda: backend.summary(journey.id))
+            return {"error": None, "given_up": given_up, **views.line(journey, answer)}
         except ApiError as error:
             return {
                 "error": error.message, "id": journey.id, "name": journey.name, "stages": len(journey.stages), "version": journey.version,
                 "order": dict.fromkeys(COLUMNS, -1) | {"name": journey.name.casefold()},
             }  # fmt: skip
 
-    async def lines(q: str, number: int, sort: str, down: bool) -> dict[str, Any]:
+    async def lines(q: str, number: int, sort: str, down: bool, ask: Ask = directly) -> dict[str, Any]:
         every = backend.store.all()
         found = [journey for journey in every if views.matches(journey, q)]
         last = max(1, -(-len(found) // JOURNEYS_A_PAGE))
@@ -44,7 +47,7 @@ def install(router: APIRouter, backend: Backend) -> None:
         a_page = slice((number - 1) * JOURNEYS_A_PAGE, number * JOURNEYS_A_PAGE)
         if sort == "name":  # else the numbers of all have to be known
             found = sorted(found, key=lambda journey: journey.name.casefold(), reverse=down)[a_page]
-        rows = await asyncio.gather(*(line(journey) for journey in found))
+        rows = await asyncio.gather(*(line(journey, ask) for journey in found))
         if sort != "name":
             rows = sorted(rows, key=lambda one: one["order"][sort], reverse=down)[a_page]
         fresh = [one for one in rows if one["error"] is None]
@@ -69,6 +72,6 @@ def install(router: APIRouter, backend: Backend) -> None:
     @router.get("/stream/journeys")
     async def live(request: Request, q: Words = "", number: Number = 1, sort: Sort = "name", down: bool = False) -> Response:
         async def render() -> str:
-            return fill("_lines.html", **await lines(q, number, sort, down))
+            return fill("_lines.html", **await lines(q, number, sort, down, backend.live.shared))
 
         return stream(backend, ("journeys", q, number, sort, down), request, render, SLOW_SECONDS)

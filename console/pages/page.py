@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import HTMLResponse, StreamingResponse
+from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from console.backend import Backend
@@ -81,8 +81,8 @@ def stream(
     async def fetch() -> dict[str, Any]:
         return {"html": await render()}
 
-    events = backend.live.listen(("page", key), fetch, request, _event, interval_seconds)
-    return StreamingResponse(events, headers={**HEADERS, "X-Accel-Buffering": "no"}, media_type="text/event-stream")
+    headers = {**HEADERS, "X-Accel-Buffering": "no"}
+    return backend.live.respond(("page", key), fetch, request, headers, _event, interval_seconds)
 
 
 def _event(found: dict[str, Any]) -> str:

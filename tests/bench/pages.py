@@ -36,7 +36,8 @@ def console(ground: Ground, worker_url: str) -> Iterator[tuple[str, psutil.Proce
     """`waypost console` beside the worker: its address and its process."""
     port = free_port()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WAYPOST_")}
-    environ = {**clean, **ground.settings.replaced("bench", console_port=port, workers=(worker_url,)).environment()}
+    here = ground.settings.replaced("bench", console_port=port, workers=(worker_url,), live_streams_per_session=1000)
+    environ = {**clean, **here.environment()}
     process = GuardedProcess([sys.executable, "-m", "console", "console"], log=ground.directory / "console.log", cwd=ROOT, env=environ)
     url = f"http://127.0.0.1:{port}"
     try:
