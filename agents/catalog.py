@@ -105,7 +105,10 @@ class CatalogReader:
         self._shorts = {topics[short]: short for short in CONTROL}
         self._follower = Follower(list(self._shorts), kafka, self._take, self._after)
         # a broker answers the requests of a connection in turn: behind a waiting fetch, the end of the log would be half a second old
-        self._asker = AIOKafkaConsumer(enable_auto_commit=False, **kafka)
+        # Offsets of transactions that are still open are no end: nobody reads them yet.
+        self._asker = AIOKafkaConsumer(
+            enable_auto_commit=False, isolation_level="read_committed", **kafka
+        )
         self._changed = changed
         self._others_moved = moved
         self._failed = failed

@@ -14,7 +14,9 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from streams.supervision import supervise
+from streams.blocks import CorruptBatch
+from streams.replay import holds_nothing
+from streams.supervision import BROKER_ERRORS, supervise
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,20 @@ class Follower:
                 for topic, end in self._missing(ends).items():
                     at = self._positions.get(topic)
                     log.warning("waiting for topic %s: read to offset %s of %d", topic, at, end)
+                    await self._pass_hole(topic, end)
+
+    async def _pass_hole(self, topic: str, end: int) -> None:
+        """Go on to *end* where compaction has left no record before it: aiokafka waits for one."""
+        consumer, at = self._consumer, self._positions.get(topic)
+        if consumer is None or at is None:
+            return
+        tp = TopicPartition(topic, 0)
+        try:
+            empty = await holds_nothing(consumer._client, tp, at, end)
+            if empty and await consumer.position(tp) == at:
+                consumer.seek(tp, end)
+        except (*BROKER_ERRORS, CorruptBatch) as error:
+            log.warning("topic %s: what follows at offset %d is unknown: %r", topic, at, error)
 
     def _missing(self, ends: Mapping[str, int]) -> dict[str, int]:
         positions = self._positions

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaProducer
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from streams import blocks, fetch, reader
+from streams import blocks, compacted, fetch, reader
 from streams.app import build_app, run_app
 from streams.reader import end_offsets
 from streams.replay import read_blocks
@@ -151,11 +151,13 @@ async def written(settings: Settings, kind: str) -> Log:
 
 
 @pytest.fixture(scope="module", params=[pytest.param("embedded", marks=pytest.mark.embedded), pytest.param("kafka", marks=pytest.mark.kafka)])
-def log(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Log:
+def log(request: pytest.FixtureRequest) -> Iterator[Log]:
     bootstrap = request.getfixturevalue(request.param)
     prefix = f"readers-{time.time_ns()}."
     settings = Settings.load({"broker": bootstrap, "topic_prefix": prefix, "group": prefix + "g"}, environ={})
-    return asyncio.run(written(settings, request.param))
+    log = asyncio.run(written(settings, request.param))
+    yield log
+    log.open.clear()
 
 
 # ---------------------------------------------------------------- the readers
@@ -219,10 +221,25 @@ def read_by(settings: Settings, directory: Path, partitions: int = PARTITIONS) -
         found[name] = {p: [seen(*record) for record in records] for p, records in read(settings, source).items()}
     blocks.loops.warm()
     found["worker"], found["recovery"] = asyncio.run(worked(settings, directory, partitions))
+    found["follower"] = asyncio.run(followed(settings))
     return found
 
 
-READERS = ("one by one", "in bulk", "worker", "recovery")
+async def followed(settings: Settings) -> Content:
+    """What a follower of a control topic reads to the end: of the first partition, all that such a topic has."""
+    topic, found = settings.topic_prefix + SOURCE, Content()
+
+    def take(fetched: Any) -> None:
+        found.setdefault(0, []).extend(seen(record.offset, record.value) for record in fetched[topic])
+
+    follower = compacted.Follower([topic], aiokafka_kwargs(settings), take)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await follower.start()
+        await follower.stop()
+    return found
+
+
+READERS = ("one by one", "in bulk", "worker", "recovery", "follower")
 
 
 @pytest.fixture(scope="module")
@@ -232,13 +249,14 @@ def found(log: Log, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Conte
 
 @pytest.mark.parametrize("by", READERS)
 def test_every_record_is_read_and_nothing_else(log: Log, found: dict[str, Content], by: str) -> None:
+    expected = {p: records for p, records in log.expected.items() if records and (by != "follower" or p == 0)}
     content = {partition: records for partition, records in found[by].items() if partition in log.expected}
-    assert {p: len(records) for p, records in content.items()} == {p: len(records) for p, records in log.expected.items() if records}
+    assert {p: len(records) for p, records in content.items()} == {p: len(records) for p, records in expected.items()}
     for partition, records in content.items():
-        assert records == log.expected[partition], f"partition {partition}"
+        assert records == expected[partition], f"partition {partition}"
 
 
-@pytest.mark.parametrize("by", READERS)
+@pytest.mark.parametrize("by", READERS[:-1])
 def test_what_compaction_leaves_is_read(log: Log, found: dict[str, Content], by: str) -> None:
     """Compaction goes on meanwhile: every key's last record has to be there, offsets rise."""
     if log.kind == "embedded":
@@ -301,6 +319,7 @@ def test_reading_goes_on_when_the_broker_was_away_and_ends_where_the_log_ends_wi
         assert end_offsets(settings, [(prefix + SOURCE, 0)]) == {(prefix + SOURCE, 0): 20}
         monkeypatch.setattr(reader, "HOLE_SECONDS", 0.3)
         monkeypatch.setattr(fetch, "HOLE_S", 0.3)
+        monkeypatch.setattr(compacted, "WAITING_SECONDS", 0.5)
         for name, content in read_by(settings, tmp_path / "worker", 1).items():
             assert content == left, name
     finally:
