@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from typing import Any, NamedTuple
 
@@ -85,6 +86,12 @@ class Broker:
             self.leaders[self.rng.choice(list(self.leaders))] = self.rng.randrange(2)
         if self.rng.random() < self.trouble / 3:
             raise errors.KafkaConnectionError("cut off")
+        answer = self._response(node, request)
+        for _ in range(self.rng.choice((0, 0, 20, 200))):  # the leader may change while the answer is on its way
+            await asyncio.sleep(0)
+        return answer
+
+    def _response(self, node: int, request: Any) -> Response:
         [(_, asked)] = request.topics
         throttle_ms = 5 if self.rng.random() < self.trouble else 0
         answers = []
