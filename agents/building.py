@@ -177,7 +177,8 @@ class Building:
 
     def shown(self, recalculation: str) -> tuple[float, bool, int]:
         """How much of what the catalogue asks for is built, whether all of it is, and how many contacts *recalculation* changed."""
-        built = [self.scanned(v) for v in self.kept.all if v.id in self._wanted]
+        ends = self._ends()
+        built = [self.scanned(v, ends) for v in self.kept.all if v.id in self._wanted]
         complete = self._wanted.keys() <= self.complete
         changed = sum(v.changed for v in self.kept.all if v.source.recalculation == recalculation)
         return sum(built) / max(1, len(self._wanted)), complete, changed
@@ -190,15 +191,20 @@ class Building:
         one = None if behind is None else self._partition.context.recalculations.records.get(behind)
         return behind is None or (one is not None and one.state == SWITCHED)
 
-    def scanned(self, view: View) -> float:
-        """How much of a view that is being built is built, 0 to 1, judged by how far its cursor is between the first contact id and the last."""
-        if view.id in self.complete:
-            return 1.0
+    def _ends(self) -> tuple[bytes, bytes] | None:
+        """Return the first contact and the last; None when there is none."""
         first = next((key for key, _ in self._partition.ledger.scan(records.EVIDENCE, None, 1)), None)
         last = self._partition.ledger.last(records.EVIDENCE)
-        if first is None or last is None or not view.cursor:
+        return None if first is None or last is None else (first[1:], last[1:])
+
+    def scanned(self, view: View, ends: tuple[bytes, bytes] | None = None) -> float:
+        """Return how much of a view is built, 0 to 1, judged by how far its cursor is between the first contact id and the last (*ends*)."""
+        if view.id in self.complete:
+            return 1.0
+        ends = ends or (self._ends() if view.cursor else None)
+        if ends is None or not view.cursor:
             return 0.0 if view.cursor is not None else 0.99
-        low, high, here = (_fraction(key) for key in (first[1:], last[1:], view.cursor))
+        low, high, here = (_fraction(key) for key in (*ends, view.cursor))
         return 0.99 if high <= low else max(0.0, min(0.99, (here - low) / (high - low)))
 
     def _drop(self, views: Sequence[View]) -> None:

@@ -29,6 +29,7 @@ from . import handoffs, metrics
 from .pipeline import OutRecord
 
 _hit, _rejected, _no_hit = map(metrics.ACTIVITIES.labels, ("hit", "rejected", "no_hit"))
+MOST_FACTS = 200_000  # rules met by activities, taken in at once: each takes about 100 bytes
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -43,11 +44,12 @@ class Record(Protocol):
 
 
 class Taken(NamedTuple):
-    """What a chunk of one topic comes to."""
+    """What a chunk of one topic comes to. `records`: of the first so many of its records; None: of all."""
 
     arrived: Arrivals
     messages: list[Message]
     refused: list[tuple[Record, Refused]]
+    records: int | None = None
 
 
 @Loops
@@ -59,13 +61,14 @@ def loops() -> None:  # until they are ready every activity is decoded
 
 
 def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_ms: int, few: int = 0) -> Taken:
-    """Hits of a chunk of activities. An activity at more than *ahead_ms* after *now_ms* is refused. *few*: see `state.plain.FEW`."""
+    """Hits of a chunk of activities, or of its first ones where these meet very many rules. An activity at more than *ahead_ms* after *now_ms* is
+    refused. *few*: see `state.plain.FEW`."""
     if len(records) < few:
         return _one_by_one(records, matcher, now_ms, ahead_ms)
     refused: list[tuple[Record, Refused]] = []
     all_met, all_ids, texts = list[Keys](), list[bytes](), list[bytes]()
     columns: list[tuple[Array, Array, Array, Array]] = []  # where contacts begin in the texts, how long they are, which of all met, moments
-    base = 0
+    base = facts = 0
     for among, value, said in _telling(records, matcher, now_ms + ahead_ms):
         text, bounds, sizes = said.text, said.bounds, np.diff(said.bounds)
         signatures, rows, ends = grouped(text, bounds[:-1:3], sizes[::3])
@@ -97,6 +100,12 @@ def activities(records: Sequence[Record], matcher: Matcher, now_ms: int, ahead_m
         columns.append((starts, lengths, which[hit] + len(all_met), moments))
         all_met += met
         all_ids += ids
+        facts += int(np.fromiter(map(len, met), np.int64, len(met))[which[hit]].sum())
+    if facts > MOST_FACTS and len(records) > 1:
+        matcher.faults.clear()  # they come again
+        first = len(records) // 2
+        taken = activities(records[:first], matcher, now_ms, ahead_ms, few)
+        return taken._replace(records=first if taken.records is None else taken.records)
     _count(len(records), len(all_ids), len(refused), matcher)
     if not all_ids:
         return Taken(NO_ARRIVALS, [], refused)

@@ -198,21 +198,35 @@ class Partition:
         return False
 
     def _works(self, source: str, chunk: Sequence[Any], done: Callable[[], None]) -> Iterator[Work]:
-        """Decide about *chunk*, one decision after the other; the last of them says so and carries the position behind the chunk.
+        """Decide about *chunk*, one decision after the other; the last of them says so."""
+        while chunk:
+            began = perf_counter()
+            taken = self._take(source, chunk)
+            count = len(chunk) if taken.records is None else taken.records
+            piece, chunk = chunk[:count], chunk[count:]
+            for work in self._works_of(source, piece, taken, (lambda: None) if chunk else done):
+                work.last = work.last and not chunk
+                metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
+                yield work
+                began = perf_counter()
 
-        Should the worker end between two, all of the chunk comes again, and what is known already is without effect, as ever.
-        """
-        began = perf_counter()
+    def _take(self, source: str, chunk: Sequence[Any]) -> intake.Taken:
         c = self.context
         now_ms, topic = c.now_ms(), c.topics[source]
         if source == "activities":
-            taken = intake.activities(chunk, c.matcher, now_ms, c.ahead_ms, c.few)
-        elif source == "contact-merges":
-            taken = intake.merges(chunk, topic, self.number, now_ms, c.ahead_ms)
-        elif source == "contacts":
-            taken = intake.profiles(chunk, now_ms, c.ahead_ms)
-        else:
-            taken = intake.handed_over(chunk)
+            return intake.activities(chunk, c.matcher, now_ms, c.ahead_ms, c.few)
+        if source == "contact-merges":
+            return intake.merges(chunk, topic, self.number, now_ms, c.ahead_ms)
+        if source == "contacts":
+            return intake.profiles(chunk, now_ms, c.ahead_ms)
+        return intake.handed_over(chunk)
+
+    def _works_of(self, source: str, chunk: Sequence[Any], taken: intake.Taken, done: Callable[[], None]) -> Iterator[Work]:
+        """Decide about what *chunk* comes to; the last decision carries the position behind it.
+
+        Should the worker end between two, all of the chunk comes again, and what is known already is without effect, as ever.
+        """
+        now_ms, topic = self.context.now_ms(), self.context.topics[source]
         noted = self.succession.note(source, chunk[0].offset, taken)
         decided = self.succession.decided
         decided[source] = max(decided.get(source, 0), chunk[-1].offset + 1)
@@ -225,16 +239,14 @@ class Partition:
         for number, (decision, last) in enumerate(self._decisions(taken, source == "rebuilt-evidence")):
             for origin, reason in decision.refused:
                 rejected.append(intake.rejected(origin.topic, origin.partition, origin, Refused("too_many_merges", reason), now_ms))
-            behind_noted = decision._replace(records={**noted, **decision.records}) if noted else decision
+            behind_noted = decision._replace(records={**noted, **decision.records}) if noted else decision  # before their effect
             if last:
                 work = self.work(behind_noted, rejected, (source, chunk[-1].offset + 1), done, logged=number > 0)
             else:
                 work = self.work(behind_noted, rejected)
-                work.last = False
+            work.last = last
             noted, rejected = {}, []
-            metrics.STEP_SECONDS.labels("decide").observe(perf_counter() - began)
             yield work
-            began = perf_counter()
 
     def _decisions(self, taken: intake.Taken, rebuilt: bool) -> Iterator[tuple[Decision, bool]]:
         """Decide about what was taken in; yield each decision as large as there is room for, and whether it is the last."""

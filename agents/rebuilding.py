@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from schemas import codec
 from schemas.errors import Refused
@@ -14,6 +14,7 @@ from state.matching import Matcher
 from state.recalculation import evidence_key
 from streams.blocks import TIMESTAMP, VALUE, VALUE_SIZE, Block
 
+HITS_AT_ONCE = 50_000  # about 10 MiB: activities may meet thousands of rules each
 Hits = dict[str, list[tuple[bytes, bytes]]]
 """Contact -> [(rule key, hit)]."""
 
@@ -23,8 +24,9 @@ def finder(one: Recalculation, rules: Mapping[bytes, Rule]) -> Matcher:
     return Matcher({evidence_key(key, one.id): rule for key, rule in rules.items()})
 
 
-def hits(block: Block, matcher: Matcher, ahead_ms: int, into: Hits) -> int:
-    """Adds to *into* the hits of a block of the log, as `intake.activities` finds them; how many they are.
+def hits(block: Block, matcher: Matcher, ahead_ms: int, into: Hits) -> Iterator[int]:
+    """Adds to *into* the hits of a block of the log, as `intake.activities` finds them; yields how many they are, each time there are
+    HITS_AT_ONCE, and at the end.
 
     What intake refuses is passed over: it was said when it arrived. What was ahead of the clock then is judged by the record's own time.
     """
@@ -51,4 +53,7 @@ def hits(block: Block, matcher: Matcher, ahead_ms: int, into: Hits) -> int:
         for rule in rules:
             mine.append((rule, hit))
         found += len(rules)
-    return found
+        if found >= HITS_AT_ONCE:
+            yield found
+            found = 0
+    yield found

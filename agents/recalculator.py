@@ -155,17 +155,22 @@ class LivingDelay:
 
 
 class Pace:
-    """How many activities a second may be read: the throttle asked for, or less while the living are behind."""
+    """How many activities a second may be read: the throttle asked for, or less while live processing is behind, but at least *least_share* of what
+    could be read without a brake."""
 
-    def __init__(self) -> None:
+    def __init__(self, least_share: float) -> None:
         self.throttle: float | None = None
         self.brake: float | None = None
+        self._least_share, self._unbraked = least_share, 0.0
         self._allowed_at = time.monotonic()
 
     def living(self, delay_seconds: float, measured: float) -> None:
         """Adapts to how far the living are behind, by *measured* activities a second."""
+        if self.brake is None:
+            self._unbraked = max(self._unbraked, measured)
         if delay_seconds > LIVE_DELAY_SECONDS:
-            self.brake = max(SLOWEST, (measured if self.brake is None else min(measured or self.brake, self.brake)) / 2)
+            slower = (measured if self.brake is None else min(measured or self.brake, self.brake)) / 2
+            self.brake = max(SLOWEST, self._least_share * self._unbraked, slower)
         elif self.brake is not None:
             self.brake *= 1.3
             if self.brake > FASTEST:
@@ -192,7 +197,7 @@ class Recalculator:
         self._control = Control(settings)
         self._membership = Membership(settings)
         self._delay = LivingDelay(settings)
-        self._pace = Pace()
+        self._pace = Pace(settings.background_share)
         self._producer = Producer(
             _client(settings) | {"acks": "all", "enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4",
                                  "message.max.bytes": 16 << 20, "queue.buffering.max.messages": 500_000}
@@ -263,7 +268,12 @@ class Recalculator:
         blocks = read_blocks(self.settings, self._topic, sorted(todo), start=starts, ends=ends)
         try:
             for number, block in blocks:
-                pending += rebuilding.hits(block, matcher, self.settings.max_future_ms, hits)
+                for found in rebuilding.hits(block, matcher, self.settings.max_future_ms, hits):
+                    pending += found
+                    if pending >= FLUSH_HITS:  # the block counts as read once all of it is
+                        self._flush(one, hits, coverage)
+                        self._wait_for_workers(one)
+                        pending = 0
                 coverage.take(number, block)
                 if pending >= FLUSH_HITS or time.monotonic() - flushed > FLUSH_SECONDS:
                     self._flush(one, hits, coverage)

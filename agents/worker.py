@@ -42,6 +42,8 @@ from streams.topics import Presence, TopicsError
 
 log = logging.getLogger(__name__)
 
+PUBLISHING_SHARE = 0.1
+"""Of the time, at most, goes to publishing totals, the broker's answer included."""
 STOP_SECONDS = 10.0
 """A worker that was told to end is gone after so long, whatever still holds it."""
 COUNT_SECONDS = 1.0
@@ -196,12 +198,15 @@ async def _supervised(work: str, run: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _publish_totals(settings: Settings, app: App, partitions: Partitions) -> None:
-    """Publish changed totals, and let complete views take over."""
+    """Publish changed totals, and let complete views take over. With very many journeys that takes long: then it is done less often."""
+    took = 0.0
     while True:
-        await asyncio.sleep(settings.totals_interval_seconds)
+        await asyncio.sleep(max(settings.totals_interval_seconds, took / PUBLISHING_SHARE))
+        began = time.monotonic()
         if app.serving:
             partitions.settle()
             await partitions.publish_totals()
+        took = time.monotonic() - began
 
 
 async def _count_foreign(app: App) -> None:

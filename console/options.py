@@ -40,6 +40,7 @@ CONSOLE = (
     "recalculation_schedule", "recalculation_time_zone", *LOGS,
 )  # fmt: skip
 RECALCULATOR = (
+    "background_share",
     *BROKER, "partitions", "group", "group_instance_id", "session_timeout_seconds", "heartbeat_seconds", "max_future_hours",
     "recalculation_events_per_second", *LOGS,
 )  # fmt: skip

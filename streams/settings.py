@@ -122,7 +122,8 @@ class Settings(BaseModel):
                            "embedded broker's log. One for each worker.")
     memory_mb: int = Field(256, ge=16, description="Memory in MiB for a worker's state, beside the 150 MiB of its code.")
     background_share: float = Field(0.2, ge=0, le=0.9, description="Share of a worker's time that background work (views that are built, "
-                                    "rebuilt evidence) gets at least while more arrives than can be done. 0: it waits until nothing arrives.")
+                                    "rebuilt evidence) gets at least while more arrives than can be done, and of its speed that a recalculator keeps "
+                                    "then. 0: background work waits until nothing arrives.")
     worker_host: str = Field("127.0.0.1", min_length=1, description="Address on which a worker listens.")
     worker_port: int = Field(0, ge=0, le=65535, description="Port on which a worker listens. 0: a free one.")
     worker_advertised_url: str | None = Field(None, pattern=r"^https?://[^\s/]+", description="URL by which the console reaches this "

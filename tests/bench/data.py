@@ -94,7 +94,7 @@ class Expected:
             cells["d", stage, at_ms // DAY_MS] += 1
             if stage > 1:
                 cells["w", stage, wait_bucket(at_ms - reached[contact, stage - 1])] += 1
-            if stage == self.stages:
+            if stage == self.stages > 2:
                 cells["o", stage, wait_bucket(at_ms - reached[contact, 1])] += 1
         return dict(cells)
 
@@ -136,6 +136,15 @@ def activities(kind: str, count: int, contacts: int, *, in_turn: bool = False) -
             f'"url":"https://example.com{path}","value":null,"channel":"web"{last}'
         )
         yield Made(contact, value.encode(), stage, at_ms)
+
+
+def first_steps(contacts: int) -> Iterator[Made]:
+    """One activity of each of *contacts* contacts, which meets the rule of the first stage."""
+    type_, page, path, _ = FORMS[0]
+    text = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(BASE_MS // 1000))
+    for i in range(contacts):
+        said = f'"type":"{type_}","at":"{text}","page":"{page}","url":"https://example.com{path}"'
+        yield Made(f"c-{i:06d}", f'{{"id":"a-{i:09d}","contact_id":"c-{i:06d}",{said}}}'.encode(), 0, BASE_MS)
 
 
 def journey(id_: str = JOURNEY, stages: int = STAGES) -> dict[str, Any]:

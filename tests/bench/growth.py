@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.bench import data
 from tests.bench.cases import STAGES_OF_MANY, Bench
-from tests.bench.ground import Ground, Run
+from tests.bench.ground import Ground, Run, WrongAnswer
 from tests.bench.report import Row
 
 CONTACTS = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -12,6 +14,8 @@ JOURNEYS = (1, 10, 100, 1000)
 RULES = (0, 1, 2, 5, 10)
 MERGED = (0.0, 0.1, 0.25, 0.5)
 HITS = (10, 3500)  # past 4,096 a person is marked, and counted in a cell of its own
+ON_ONE_RULE = (1, 50, 200, 2000)
+NEW_CONTACTS, MOST_CHANGES = 20_000, 4_000_000  # of the case decisions: as many of the first as come to so many changes
 ACTIVITIES = 1_000_000
 SMOOTH = 200_000
 """Of the curves that need fewer."""
@@ -84,6 +88,32 @@ def hits(bench: Bench) -> list[Row]:
     return [*rows, Row("hits", "CPU of many against few", costs[-1] / costs[0], "times", at_most=3.0)]
 
 
+def decisions(bench: Bench) -> list[Row]:
+    """One activity of each of many new contacts, and ever more journeys on the rule that it meets: each contact changes a stage of all of them."""
+    rows = []
+    for n in ON_ONE_RULE[:: bench.every]:
+        many, contacts = min(n, bench.many_journeys * 2), bench.scaled(min(NEW_CONTACTS, MOST_CHANGES // n))
+        ground = bench.ground(f"decisions-{n}")
+        ground.apply([data.journey(stages=1), *({**data.journey(stages=1), "id": f"same-{i:04d}"} for i in range(1, many))])
+        ground.expected.stages = 1
+        with ground.worker() as worker:
+            ground.until(partial(worker.built, many, ground.settings.partitions), "every journey is built", 0.3)
+            ground.load(data.first_steps(contacts), contacts)
+            run = ground.play(worker)
+            ground.verify(worker)
+            if many > 1 and worker.cells(f"same-{many - 1:04d}") != ground.expected.cells():
+                raise WrongAnswer(f"{ground.name}: the numbers of the last journey are wrong")
+            peak_mib = worker.peak_mib()
+        bench.forget(ground)
+        changes = contacts * many
+        said = f"{contacts:,} new contacts, {run.per_second:,.0f}/s; {run.cpu_seconds * 1e6 / changes:.1f} CPU µs a change"
+        rows += [
+            Row("decisions", f"{many:,} journeys on one rule, stage changes", changes / run.seconds, "/s", said),
+            Row("decisions", f"{many:,} journeys on one rule, memory of the worker, peak", peak_mib, "MiB"),
+        ]
+    return rows
+
+
 def _run(bench: Bench, ground: Ground, kind: str, count: int, contacts: int, *, in_turn: bool = False) -> tuple[Run, int]:
     """A worker over these activities, every number verified, and bytes of its data directory. What *ground* wrote goes: the next needs the room."""
     ground.load(data.activities(kind, count, contacts, in_turn=in_turn), count)
@@ -99,4 +129,4 @@ def _row(case: str, point: str, run: Run, more: str = "") -> Row:
     return Row(case, point, run.cpu_per_million, "s/M", f"{run.records:,} activities, {run.per_second:,.0f}/s{more}")
 
 
-CASES = {"contacts": contacts, "journeys-curve": journeys, "rules": rules, "merges": merges, "hits": hits}
+CASES = {"contacts": contacts, "journeys-curve": journeys, "rules": rules, "merges": merges, "hits": hits, "decisions": decisions}

@@ -113,7 +113,7 @@ def job(bootstrap: str, topic: str, count: int, _: Path, file: Path) -> None:
     hits: rebuilding.Hits = {}
     clock = Clock(count)
     for _, block in read_blocks(Settings.load({"broker": bootstrap}, environ={}), topic):
-        rebuilding.hits(block, finder, 1 << 50, hits)
+        sum(rebuilding.hits(block, finder, 1 << 50, hits))
         if len(hits) > 100_000:
             hits.clear()
         if clock.done(len(block)):

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import agents.pipeline
+from agents import intake, rebuilding, recalculator
 from agents.pipeline import Pipeline, Turns, UnderWay, Work
+from agents.recalculator import Pace
 from schemas.journey import parse_journey
+from schemas.recalculation import Recalculation
+from schemas.rules import VisitedPage
 from state import oracle
 from state.decision import CHANGE_BYTES, ENTRY_BYTES
+from state.recalculation import by_key
 from tests.support.loopback import TOPICS, Loopback
+from tests.support.records import Record, block_of
 
 T0_MS = 1_767_323_045_000
 
@@ -118,6 +126,49 @@ async def test_a_view_is_built_while_more_arrives_than_can_be_done(tmp_path: Pat
     await loop.close()
 
 
+def test_a_recalculator_keeps_its_share_of_its_speed_however_long_the_backlog_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(recalculator, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    pace = Pace(0.2)
+    pace.living(0.0, 50_000.0)
+    assert pace.wait_seconds(1000, 1.0) == 0.0
+    measured = 50_000.0
+    for _ in range(50):
+        pace.living(60.0, measured)
+        measured *= 0.9
+    assert pace.brake == pytest.approx(0.2 * 50_000)
+    waited = 0.0
+    for _ in range(100):
+        waited += (seconds := pace.wait_seconds(1000, 1.0))
+        clock[0] += seconds
+    assert 100 * 1000 / waited == pytest.approx(10_000, rel=0.1)
+    for _ in range(50):
+        pace.living(0.0, measured)
+    assert pace.brake is None
+
+
+async def test_how_far_many_views_are_is_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loopback(tmp_path, partitions=1)
+    loop.open()
+    for n in range(50):
+        loop.apply(journey(f"j{n}", "/a"))
+    await loop.settle()
+    partition, scans = loop.partitions[0], 0
+    scan = partition.ledger.scan
+
+    def counted(*of: Any) -> Any:
+        nonlocal scans
+        scans += 1
+        return scan(*of)
+
+    partition.building.complete.clear()
+    monkeypatch.setattr(partition.ledger, "scan", counted)
+    partition.building.shown("none")
+    assert scans <= 2
+    monkeypatch.undo()
+    await loop.close()
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -207,6 +258,39 @@ async def test_what_a_chunk_comes_to_is_decided_and_sent_in_bounded_pieces(tmp_p
     written = [int(r.value or b"") for r in loop.changelog.log("changelog", 0) if r.key == b"pactivities" and r.value != b"0"]
     assert written == [600], "the position goes behind all of the chunk"
     await loop.close()
+
+
+async def test_activities_that_meet_very_many_rules_are_taken_in_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunk is cut where its rules are too many, and each record is done once, with what is wrong with it."""
+    monkeypatch.setattr(intake, "MOST_FACTS", 100)
+    taken = list[int]()
+    arrivals = intake.arrivals
+    monkeypatch.setattr(intake, "arrivals", lambda *of: (made := arrivals(*of), taken.append(len(made.facts)))[0])
+    loop = Loopback(tmp_path, partitions=1, chunk=1000)
+    loop.context.few = 0  # in columns
+    loop.open()
+    rules = [{"rule": "visited_page", "page": {"starts_with": "/" + "a" * n}} for n in range(30)]
+    loop.apply({"id": "many", "name": "many", "version": 1, "stages": [{"name": "s", "condition": {"any": rules}}]})
+    await loop.settle()
+    for number in range(40):
+        loop.send("activities", visit(number, f"c{number}", "/" + "a" * 40) if number % 4 else {"contact_id": f"c{number}"})
+    await loop.settle()
+    assert loop.counts("many") == [30]
+    assert sum(taken) == 30 * 30
+    assert max(taken) <= 100
+    assert len(loop.out.all(TOPICS["rejected"])) == 10
+    await loop.close()
+
+
+def test_hits_of_the_log_come_in_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuilding, "HITS_AT_ONCE", 10)
+    rules = [VisitedPage(page={"starts_with": "/" + "a" * n}) for n in range(7)]
+    one = Recalculation(id="r", state="filling", cause="request", journeys=(), rules=tuple(rules), planned_at=1)
+    log = [Record(n, 0, b"c", json.dumps(visit(n, "c", "/" + "a" * 9)).encode()) for n in range(20)]
+    into: rebuilding.Hits = {}
+    pieces = [*rebuilding.hits(block_of(log), rebuilding.finder(one, by_key(rules)), 0, into)]
+    assert sum(pieces) == len(into["c"]) == 140
+    assert max(pieces) < 10 + len(rules)
 
 
 async def test_a_chunk_that_was_cut_off_comes_again_and_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

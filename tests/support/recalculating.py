@@ -20,7 +20,7 @@ from tests.support.records import block_of
 def rebuilt(one: Recalculation, rules: Mapping[bytes, Any], log: Sequence[Any], ahead_ms: int) -> list[tuple[bytes, bytes]]:
     """`(key, value)` of the rebuilt evidence of a piece of the log: what the job writes."""
     hits: rebuilding.Hits = {}
-    rebuilding.hits(block_of(log), rebuilding.finder(one, rules), ahead_ms, hits)
+    sum(rebuilding.hits(block_of(log), rebuilding.finder(one, rules), ahead_ms, hits))
     return [(contact.encode(), handoffs.encode(intake.as_join(contact, mine))) for contact, mine in hits.items()]
 
 
