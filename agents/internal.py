@@ -7,6 +7,7 @@
 | `GET /internal/results?journey=&version=&generation=&group=` | versions, and the body and cells of one of them, of each active partition |
 | `GET /internal/groups?journey=&version=&generation=` | versions, and how many of each group reached each stage |
 | `GET /internal/list?journey=&version=&generation=&stage=&who=&group=&limit=&after=` | a page of persons of each active partition |
+| `GET /internal/checksums?partition=&journey=&version=&generation=&share=&after=` | counts and checksums of a page of a journey's index |
 | `GET /internal/contact?id=` | one contact, if its partition is here |
 | `GET /healthz`, `/readyz`, `/metrics` | for orchestrators and Prometheus |
 """
@@ -192,6 +193,16 @@ def application(
         who, group, newest = q.get("who", questions.CONVERTED), q.get("group"), q.get("order") == "newest"
         return each(lambda p: questions.listed(p, journey, version, generation, stage or 1, who, group, limit, after, newest))
 
+    async def get_checksums(request: web.Request) -> web.Response:
+        q = request.query
+        found = partitions.active().get(int(q["partition"]))
+        if found is None:
+            return _json({"partition": int(q["partition"]), "state": "elsewhere"})
+        version, generation = _integer(q, "version", None), _integer(q, "generation", None)
+        after = bytes.fromhex(q["after"]) if q.get("after") else None
+        answer = questions.summed(found, q["journey"], version, generation, float(q.get("share", 1)), after)
+        return _json({**answer, "positions": partitions.positions(found.number)})
+
     async def get_contact(request: web.Request) -> web.Response:
         contact = _text(request.query, "id")
         number = partition_of(contact, partitions.context.partitions)
@@ -253,6 +264,7 @@ def application(
             web.get("/internal/results", get_results),
             web.get("/internal/groups", get_groups),
             web.get("/internal/list", get_list),
+            web.get("/internal/checksums", get_checksums),
             web.get("/internal/contact", get_contact),
             web.get("/healthz", get_health),
             web.get("/readyz", get_ready),

@@ -13,11 +13,11 @@ from typing import Any
 
 from schemas.journey import Condition, journey_json
 from schemas.rules import Rule, rule_key
-from state import records
+from state import checksums, records
 from state.evidence import HIT_BYTES, Evidence, each, first_at_or_after, moment_ms
 from state.identity import Identity
 from state.progress import BEGINNING, Progress
-from state.views import View, group_key, index_prefix, split_index_key
+from state.views import EVERYONE, View, group_key, index_prefix, split_index_key
 
 from .partition import Partition
 
@@ -26,6 +26,8 @@ MAX_ACTIVITIES = 200  # of a contact, told at a time: the newest
 MAX_EARLY = 5  # hits of a rule that came before they could count
 MAX_MERGES = 100
 MAX_READ_BYTES = 1 << 16  # of a person's merges and profiles, read for a list
+MAX_SUMMED = 4000  # entries of the index whose checksums are computed at a time: about 50 ms, in which nothing else is answered
+GROUP_BYTES = len(EVERYONE)
 
 
 def view_of(partition: Partition, journey: str, version: int | None, generation: int | None) -> View | None:
@@ -138,6 +140,44 @@ def listed(
             }
         )
     return {**shown, "total": total, "rows": rows}
+
+
+def summed(
+    partition: Partition, journey: str, version: int | None, generation: int | None, share: float, after: bytes | None, limit: int = MAX_SUMMED
+) -> dict[str, Any]:
+    """Counts and checksums of the next *limit* entries of a journey's index, of all groups, those after the key *after*.
+
+    `lists`: `[group key, furthest stage, persons, persons of the sample, checksum]`; `stages`: `[stage, persons of the sample, checksum]`, of
+    everyone, with groups and what the stage was met by (`state.checksums`). Checksums are those of the sample alone. `last`: the key to go on
+    after; None at the end.
+    """
+    view = view_of(partition, journey, version, generation)
+    if view is None:
+        return {"version": None, "generation": None, "lists": [], "stages": [], "last": None}
+    prefix, last, seen = index_prefix(view.id, b""), None, 0
+    lists: dict[tuple[bytes, int], tuple[int, int, int]] = {}
+    stages: dict[int, tuple[int, int]] = {}
+    for entry, _ in partition.ledger.scan(prefix, None if after is None else prefix + after, limit):
+        seen, last = seen + 1, entry
+        group = entry[len(prefix) : len(prefix) + GROUP_BYTES]
+        furthest, moment, name, holder = split_index_key(entry)
+        persons, count, checksum = lists.get((group, furthest), (0, 0, 0))
+        if checksums.sampled(name, share):
+            count, checksum = checksums.added((count, checksum), checksums.of_entry(name, moment))
+            if group == EVERYONE:
+                evidence, head = _holder(partition, holder)
+                groups = () if head is None else head[1]
+                for k, reached in enumerate(view.project(evidence.hits), 1):
+                    row = checksums.of_row(name, groups, reached.at, reached.met_by)
+                    stages[k] = checksums.added(stages.get(k, (0, 0)), row)
+        lists[group, furthest] = persons + 1, count, checksum
+    return {
+        "version": view.journey.version,
+        "generation": view.source.generation,
+        "lists": [[group.hex(), furthest, *sums] for (group, furthest), sums in sorted(lists.items())],
+        "stages": [[k, *sums] for k, sums in sorted(stages.items())],
+        "last": last[len(prefix) :].hex() if last is not None and seen == limit else None,
+    }
 
 
 def _entries(

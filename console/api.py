@@ -221,6 +221,15 @@ def _results(app: FastAPI, backend: Backend) -> None:
         stage and when it was reached; one who moves meanwhile comes (again) on a later page, so that nobody is missed."""
         return await backend.listed(journey_id, stage, who, group, limit, cursor, order)
 
+    @app.get("/api/journeys/{journey_id}/checksums", response_model=models.Checksums, responses=errors(404, 422, 503))
+    async def get_checksums(
+        journey_id: JourneyId,
+        share: Annotated[float, Query(gt=0, le=1, allow_inf_nan=False, description="of the contacts, by the hash of their ids")] = 1.0,
+        cursor: Cursor = None,
+    ) -> Any:
+        """Counts and checksums of all lists of a journey, some thousand contacts at a time: `waypost check` compares these."""
+        return await backend.checksums(journey_id, share, cursor)
+
     @app.get("/api/journeys/{journey_id}/groups", response_model=models.Groups, responses=errors(404, 422, 503))
     async def get_groups(journey_id: JourneyId) -> Any:
         """How each group does at each stage, all from one state."""

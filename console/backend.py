@@ -213,6 +213,21 @@ class Backend:
             version, generation = choice.view
         raise _later("partitions_unavailable", "the partitions are switching between versions; try again")
 
+    async def checksums(self, id_: str, share: float, cursor: str | None) -> dict[str, Any]:
+        """Counts and checksums of a page of a journey's lists. Raises `ApiError`: 404, 503."""
+        journey, count = self.store.known(id_), self.workers.partition_count
+        partition, after = (0, b"") if cursor is None else results.decode_place(cursor, count)
+        wanted = self.recalculations.wanted(journey)
+        where = {"partition": partition, "journey": id_, "version": wanted.version, "generation": wanted.generation}
+        query = _query(**where, share=share, after=after.hex() or None)
+        said = await self._of_partition("/internal/checksums", query, f"partition {partition}")
+        following = None
+        if said["last"] is not None:
+            following = results.encode_place(partition, bytes.fromhex(said["last"]))
+        elif said["version"] is not None and partition + 1 < count:
+            following = results.encode_place(partition + 1, b"")
+        return results.checksums(said, following)
+
     async def contact(self, asked: str) -> dict[str, Any]:
         """What is known of a contact, whichever of its person's ids is asked for. Raises `ApiError`: 404, 503."""
         before = await self.offsets.ends(results.SOURCES)
@@ -240,13 +255,17 @@ class Backend:
         raise _later("contact_moving", f'the evidence of contact "{asked}" is on its way to another partition; try again')
 
     async def _said_of(self, id_: str) -> dict[str, Any]:
+        return await self._of_partition("/internal/contact", {"id": id_}, f'the partition of contact "{id_}"')
+
+    async def _of_partition(self, path: str, query: Mapping[str, str], what: str) -> dict[str, Any]:
+        """The answer of the worker that has the partition in question. Raises `ApiError` (503)."""
         for wait in (0.3, None):
-            found = [a for a in await self.workers.one("/internal/contact", {"id": id_}) if a.get("state") != "elsewhere"]
+            found = [a for a in await self.workers.one(path, query) if a.get("state") != "elsewhere"]
             if found:
                 return max(found, key=lambda a: sum(p or 0 for p in (a.get("positions") or {}).values()))
             if wait is not None:
                 await asyncio.sleep(wait)
-        raise _later("partitions_unavailable", f'no worker answers for the partition of contact "{id_}" at the moment; try again')
+        raise _later("partitions_unavailable", f"no worker answers for {what} at the moment; try again")
 
     async def statuses(self, journeys: list[Journey]) -> dict[str, str | None]:
         """Whether the newest version of each journey is complete on all partitions: live, calculating, or None when partitions do not answer."""

@@ -1,36 +1,39 @@
 """Check: compares every number, list and name with what the naive oracle makes of the whole log. Changes nothing.
 
-The oracle is slow and obvious; what it says is the truth, and every difference is a fault of the workers, or of the log's keeping.
+The oracle is slow and obvious; what it says is the truth, and every difference is a fault of the workers, or of the log's keeping. It is asked
+about the persons of one shard at a time (`expected`), by several processes where there are many. Lists are compared by checksums, which workers
+compute from the same index and evidence as the lists; the first lines, and in a small history all of them, are read as users read them.
 """
 
 from __future__ import annotations
 
-import statistics
+import math
+import multiprocessing
+import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from schemas.hashing import h
-from schemas.journey import Journey
-from schemas.times import format_ms
-from state import oracle
+from schemas.journey import Journey, journey_json
 from streams.settings import Settings
 
-from . import history
-from .client import ApiFailed, Client, segment
+from . import expected, history
+from .checking import Checksums, Comparison, Naming, Told
+from .client import Client, segment
+from .expected import Expected, Judged
 from .options import Failed
 
 TRIES = 3  # when the log grows while it is checked
 POLL_SECONDS = 0.1
-WAIT_PARTS = 256  # medians are counted in buckets of this relative width (state.totals)
-EXPLAINED = 300  # contacts of a journey whose explanation is compared
-Told = Callable[[str, int, int], None]
-"""Hears what is being done, and how much of how much is."""
-Judged = Callable[[oracle.Answer], None]
-"""Hears what the oracle says of a journey, once more when the check is repeated."""
-Explained = dict[str, list[tuple[str, list[str]]]]
-"""Of a contact, by journey: when it reached its stages, and by which activities."""
+LINES = (
+    100  # of each list, read as users read it; the rest of a long one is compared by its checksum
+)
+MAX_PROCESSES = 8
+CONFIDENCE = 0.95
 
 
 class Difference(NamedTuple):
@@ -47,23 +50,64 @@ class Difference(NamedTuple):
 class Report:
     records: int = 0
     journeys: list[str] = field(default_factory=list)
+    persons: int = 0
+    share: float = 1.0
     compared: int = 0  # numbers and lines of lists
     rejected: int = 0
     differences: list[Difference] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def differs(self, journey: str, group: str | None, where: str, right: Any, found: Any) -> None:
+        self.differences.append(Difference(journey, group or "", where, _text(right), _text(found)))
+
+    def bound(self) -> float:
+        """The share of all persons that can differ, at most, with 95 % confidence, when none of the sample does (the "rule of three")."""
+        return 1 - (1 - CONFIDENCE) ** (1 / self.persons) if self.persons else 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to check. *ids*: the journeys, all when there are none; *share*: of the persons; *processes*: 0 for as many as there are cores."""
+
+    settings: Settings
+    api: Client
+    ids: tuple[str, ...] = ()
+    timeout_seconds: float = 60.0
+    told: Told = lambda what, done, total: None
+    judged: Judged | None = None
+    share: float = 1.0
+    processes: int = 0
+    lines: int = LINES
+
 
 def run(
-    settings: Settings, api: Client, ids: tuple[str, ...], timeout_seconds: float, told: Told, judged: Judged = lambda answer: None
+    settings: Settings,
+    api: Client,
+    ids: tuple[str, ...],
+    timeout_seconds: float,
+    told: Told,
+    judged: Judged | None = None,
+    share: float = 1.0,
 ) -> Report:
     """Compares the journeys *ids*, all when there are none. Raises `Failed`, `ReaderError`."""
-    report = Report()
+    return check(Request(settings, api, ids, timeout_seconds, told, judged, share))
+
+
+def check(request: Request) -> Report:
+    """Compares what is asked for. Raises `Failed`, `ReaderError`."""
     for _ in range(TRIES):
-        caught_up(api, ids, timeout_seconds, told)
-        log = history.read(settings, history.ends(settings), told)
-        caught_up(api, ids, timeout_seconds, told)
-        report = _compare(log, api, ids, told, judged)
-        if history.ends(settings) == log.ends:
+        with tempfile.TemporaryDirectory(prefix="waypost-check-") as directory:
+            caught_up(request.api, request.ids, request.timeout_seconds, request.told)
+            log = history.read(
+                request.settings,
+                history.ends(request.settings),
+                request.told,
+                Path(directory),
+                request.share,
+            )
+            caught_up(request.api, request.ids, request.timeout_seconds, request.told)
+            report = compare(log, request)
+        if history.ends(request.settings) == log.ends:
             return report
     raise Failed(f"the log grew during each of {TRIES} checks; check again when less comes in")
 
@@ -77,152 +121,131 @@ def caught_up(api: Client, ids: tuple[str, ...], timeout_seconds: float, told: T
         health = api.call("GET", "/api/health")
         lag = health["lag"]
         there = api.call("GET", "/api/journeys")["journeys"] if lag == 0 else ()
-        calculating = [j["id"] for j in there if j["status"] != "live" and (not ids or j["id"] in ids)]
+        calculating = [
+            j["id"] for j in there if j["status"] != "live" and (not ids or j["id"] in ids)
+        ]
         if lag == 0 and not calculating:
             return
         if time.monotonic() > until:
-            busy = f"calculating {', '.join(calculating)}" if calculating else "not answering for every partition"
+            busy = (
+                f"calculating {', '.join(calculating)}"
+                if calculating
+                else "not answering for every partition"
+            )
             why = f"{lag:,} records behind" if lag else busy
             way_out = "; what was cancelled or failed (`waypost recalculations`) waits to be recalculated; or name the journeys to check"
-            raise Failed(f"after {timeout_seconds:g} s the workers are still {why}; wait longer with --timeout{way_out if calculating else ''}")
+            raise Failed(
+                f"after {timeout_seconds:g} s the workers are still {why}; wait longer with --timeout{way_out if calculating else ''}"
+            )
         if lag is not None:
             most = max(most, lag)
             told("waiting for the workers", most - lag, most)
         time.sleep(POLL_SECONDS)
 
 
-def _compare(log: history.Log, api: Client, ids: tuple[str, ...], told: Told, judged: Judged) -> Report:
-    report = Report(records=log.records, rejected=log.rejected)
+def compare(log: history.Log, request: Request) -> Report:
+    """What the workers say, against what *log* says. Raises `Failed`."""
+    report = Report(records=log.records, rejected=log.rejected, share=request.share)
     for topic in log.forgotten:
-        report.notes.append(f"{topic} no longer begins at its beginning (retention): the workers may know more than the log can prove")
+        report.notes.append(
+            f"{topic} no longer begins at its beginning (retention): the workers may know more than the log can prove"
+        )
     for place, reason in log.not_rejected:
-        report.differences.append(Difference("", "", f"{place.source}/{place.partition}@{place.offset}", f"rejected: {reason}", "not rejected"))
+        report.differs(
+            "",
+            None,
+            f"{place.source}/{place.partition}@{place.offset}",
+            f"rejected: {reason}",
+            "not rejected",
+        )
     for place, error in log.wrongly_rejected:
-        report.differences.append(Difference("", "", f"{place.source}/{place.partition}@{place.offset}", "taken", f"rejected: {error}"))
-    said = {j["id"]: j["version"] for j in api.call("GET", "/api/journeys")["journeys"]}
+        report.differs(
+            "",
+            None,
+            f"{place.source}/{place.partition}@{place.offset}",
+            "taken",
+            f"rejected: {error}",
+        )
+    shown = {j["id"]: j["version"] for j in request.api.call("GET", "/api/journeys")["journeys"]}
     truth = {j.id: j.version for j in log.journeys.values()}
-    for id_ in sorted({*said, *truth}):
-        if said.get(id_) != truth.get(id_):
-            report.differences.append(Difference(id_, "", "version", _text(truth.get(id_)), _text(said.get(id_))))
-    if unknown := [id_ for id_ in ids if id_ not in truth]:
-        raise Failed(f"there is no journey {', '.join(unknown)}; `waypost journey list` lists those there are")
-    explained: dict[str, Explained | str] = {}
-    for id_ in ids or sorted(truth):
-        if id_ in said:
-            report.journeys.append(id_)
-            told(f"asking the oracle about {id_}", 0, 0)
-            answer = oracle.answer(log.journeys[id_], log.history)
-            judged(answer)
-            _Comparison(answer, api, report, told, explained).run()
+    for id_ in sorted({*shown, *truth}):
+        if shown.get(id_) != truth.get(id_):
+            report.differs(id_, None, "version", truth.get(id_), shown.get(id_))
+    if unknown := [id_ for id_ in request.ids if id_ not in truth]:
+        raise Failed(
+            f"there is no journey {', '.join(unknown)}; `waypost journey list` lists those there are"
+        )
+    report.journeys = [id_ for id_ in request.ids or sorted(truth) if id_ in shown]
+    journeys = [log.journeys[id_] for id_ in report.journeys]
+    small = len(log.shards.paths) == 1 and request.lines == LINES
+    lines = 10**9 if small else request.lines
+    with ThreadPoolExecutor(1) as executor:  # workers compute checksums while the oracle is asked
+        summed = executor.submit(
+            lambda: {id_: _checksums(request.api, id_, request.share) for id_ in report.journeys}
+        )
+        right = _expected(log.shards.paths, journeys, lines, request)
+        while not summed.done():
+            request.told("reading checksums of lists", 0, 0)
+            time.sleep(POLL_SECONDS)
+        found = summed.result()
+    report.persons = right.persons
+    contacts: dict[str, Any] = {}
+    for done, journey in enumerate(journeys):
+        request.told(f"comparing {journey.id}", done, len(journeys))
+        naming = Naming(log.shards.paths, journey, request.share)
+        comparison = Comparison(
+            journey,
+            right.journeys[journey.id],
+            request.api,
+            report,
+            contacts,
+            naming,
+            small,
+            lines,
+            request.told,
+        )
+        if request.share < 1:
+            comparison.sample(found[journey.id])
+        else:
+            comparison.everything(found[journey.id])
     return report
 
 
-class _Comparison:
-    """One journey: everyone, then each group. *explained*: what contacts were told already; one answer speaks of all journeys."""
+def _checksums(api: Client, id_: str, share: float) -> Checksums:
+    """What the workers' checksums of a journey come to. Raises `Failed`."""
+    found = Checksums()
+    for page in api.pages(
+        f"/api/journeys/{segment(id_)}/checksums", "lists", {"share": repr(share)}, sized=False
+    ):
+        found.take(page)
+    return found
 
-    def __init__(self, truth: oracle.Answer, api: Client, report: Report, told: Told, explained: dict[str, Explained | str]) -> None:
-        self.truth = truth
-        self.journey: Journey = truth.journey
-        self.api = api
-        self.report = report
-        self.told = told
-        self.explained = explained
 
-    def run(self) -> None:
-        groups = sorted({group for name, stages in self.truth.reached.items() if stages for group in self.truth.groups[name]})
-        questions: list[str | None] = [None, *groups]
-        steps = len(questions) * (1 + 2 * len(self.journey.stages))
-        done = 0
-        for group in questions:
-            self._results(group)
-            done += 1
-            for stage in range(1, len(self.journey.stages) + 1):
-                for who in ("converted", "dropped_off"):
-                    self._list(group, stage, who)
-                    done += 1
-                    self.told(f"comparing {self.journey.id}", done, steps)
-        self._explanations()
-
-    def _differs(self, group: str | None, where: str, expected: Any, found: Any) -> None:
-        self.report.differences.append(Difference(self.journey.id, group or "", where, _text(expected), _text(found)))
-
-    def _equal(self, group: str | None, where: str, expected: Any, found: Any) -> None:
-        self.report.compared += 1
-        if expected != found:
-            self._differs(group, where, expected, found)
-
-    def _results(self, group: str | None) -> None:
-        found = self.api.call("GET", f"/api/journeys/{segment(self.journey.id)}/results", query={"group": group})
-        self._equal(group, "version", self.journey.version, found["version"])
-        expected = self.truth.results(group)
-        self._equal(group, "number of stages", len(expected), len(found["stages"]))
-        for right, row in zip(expected, found["stages"], strict=False):
-            for name in ("name", "converted", "converted_ratio", "dropped_off", "dropped_off_ratio", "kpi", "kpi_ratio"):
-                self._equal(group, f"stage {right.stage}, {name}", getattr(right, name), row[name])
-            self._median(group, f"stage {right.stage}, median_seconds_from_previous", right.waits_ms, row["median_seconds_from_previous"])
-        if len(expected) > 1:
-            waits = self.api.call("GET", f"/api/journeys/{segment(self.journey.id)}/waits", query={"group": group})
-            median = (waits["overall"] or {}).get("median_seconds")
-            self._median(group, "median from the first stage to the last", expected[-1].since_first_ms, median)
-
-    def _median(self, group: str | None, where: str, waits_ms: list[int], found: float | None) -> None:
-        self.report.compared += 1
-        median = statistics.median(waits_ms) / 1000 if waits_ms else None
-        if not close(median, found):
-            self._differs(group, where, median, found)
-
-    def _list(self, group: str | None, stage: int, who: str) -> None:
-        path = f"/api/journeys/{segment(self.journey.id)}/stages/{stage}/contacts"
-        pages = list(self.api.pages(path, "contacts", {"who": who, "group": group}))
-        rows = [row for page in pages for row in page["contacts"]]
-        where = f"list {stage}.{who}"
-        expected = {
-            row.contact_id: (format_ms(row.reached_at_ms), sorted(row.groups))
-            for row in (self.truth.converted(stage, group) if who == "converted" else self.truth.dropped_off(stage, group))
-        }
-        found = {row["contact_id"]: (row["reached_at"], sorted(row["groups"])) for row in rows}
-        self._equal(group, f"{where}, total", len(expected), pages[0]["total"])
-        self._equal(group, f"{where}, lines", len(expected), len(rows))
-        self.report.compared += len(expected)
-        for contact in sorted({*expected, *found}):
-            if expected.get(contact) != found.get(contact):
-                self._differs(group, f"{where}, {contact}", expected.get(contact), found.get(contact))
-
-    def _explanations(self) -> None:
-        """What single contacts are told: stages, times, and the activities by which they were met."""
-        there = (name for name, stages in self.truth.reached.items() if stages)
-        picked = sorted(there, key=h)[:EXPLAINED]  # by hash: most are the same ones for all journeys
-        for done, name in enumerate(picked, 1):
-            self.told(f"comparing explanations of {self.journey.id}", done, len(picked))
-            expected = [(format_ms(r.at_ms), sorted({_hex(hit) for hit, _ in r.met_by})) for r in self.truth.reached[name]]
-            if name not in self.explained:
-                self.explained[name] = self._ask(name)
-            found = self.explained[name]
-            self._equal(None, f"contact {name}", expected, found if isinstance(found, str) else found.get(self.journey.id, []))
-
-    def _ask(self, name: str) -> Explained | str:
+def _expected(paths: list[Path], journeys: list[Journey], lines: int, request: Request) -> Expected:
+    """What the oracle says of all shards."""
+    found, what = Expected(), "asking the oracle"
+    found.add(Expected(journeys={journey.id: expected.JourneySum() for journey in journeys}), lines)
+    request.told(what, 0, len(paths))
+    if len(paths) == 1 or request.judged is not None or request.processes == 1:
+        judged = request.judged or (lambda answer: None)
+        for done, path in enumerate(paths, 1):
+            found.add(expected.of_shard(path, journeys, lines, judged), lines)
+            request.told(what, done, len(paths))
+        return found
+    processes = min(request.processes or min(os.cpu_count() or 1, MAX_PROCESSES), len(paths))
+    data = [journey_json(journey) for journey in journeys]
+    with ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), expected.begin_process
+    ) as pool:
         try:
-            found = self.api.call("GET", f"/api/contacts/{segment(name)}")
-        except ApiFailed as error:
-            return error.message
-        if found["survivor"] != name:
-            return f"its person is named {found['survivor']}"
-        return {
-            journey["journey"]: [(stage["reached_at"], sorted({met["activity"] for met in stage["met_by"]})) for stage in journey["stages"]]
-            for journey in found["journeys"]
-            if journey["stages"]
-        }
-
-
-def close(exact_seconds: float | None, found_seconds: float | None) -> bool:
-    """Whether a median is the exact one as nearly as whole seconds and buckets allow: never above it, below by less than a second or a bucket."""
-    if exact_seconds is None or found_seconds is None:
-        return exact_seconds is found_seconds
-    return exact_seconds - 1 - exact_seconds / WAIT_PARTS < found_seconds <= exact_seconds
-
-
-def _hex(hit: oracle.Hit) -> str:
-    return hit[1].to_bytes(8, "big").hex()
+            parts = [pool.submit(expected.of_shard_in_process, path, data, lines) for path in paths]
+            for done, part in enumerate(as_completed(parts), 1):
+                found.add(part.result(), lines)
+                request.told(what, done, len(paths))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
 
 
 def _text(value: Any) -> str:
@@ -232,5 +255,55 @@ def _text(value: Any) -> str:
 def lines(report: Report) -> Iterator[str]:
     """The report's last words."""
     what = f"{report.compared:,} numbers and lines of {len(report.journeys)} journeys, from {report.records:,} records ({report.rejected:,} rejected)"
-    yield f"{len(report.differences):,} differences in {what}" if report.differences else f"No difference in {what}."
+    yield (
+        f"{len(report.differences):,} differences in {what}"
+        if report.differences
+        else f"No difference in {what}."
+    )
+    if report.share < 1:
+        yield sentence(report)
+        yield NOT_CHECKED
     yield from report.notes
+
+
+NOT_CHECKED = (
+    "Not checked with --sample: waits and days of everybody (numbers are compared with the lengths of "
+    "their lists), first lines of lists, and whether bad records of other persons were rejected."
+)
+
+
+def data(report: Report) -> dict[str, Any]:
+    """The report for programs."""
+    sample = {
+        "share": report.share,
+        "persons": report.persons,
+        "of_about": round(report.persons / report.share),
+        "fewer_than": None if report.differences else report.bound(),
+        "confidence": CONFIDENCE,
+    }
+    return {
+        "journeys": report.journeys,
+        "records": report.records,
+        "rejected": report.rejected,
+        "compared": report.compared,
+        "differences": [one._asdict() for one in report.differences],
+        "notes": report.notes,
+        "sample": sample if report.share < 1 else None,
+    }
+
+
+def sentence(report: Report) -> str:
+    """What the check of a sample proves."""
+    if not report.persons:
+        return "No person is in the sample, so that nothing is proven; check a larger one."
+    of = f"{report.persons:,} of about {round(report.persons / report.share):,} persons"
+    if report.differences:
+        return f"A sample of {of} was checked; without --sample all of them are."
+    return f"No difference among {of}: with {CONFIDENCE:.0%} confidence fewer than {percent_above(report.bound())} % of persons differ."
+
+
+def percent_above(share: float) -> str:
+    """A share as percent with two digits, rounded up: a bound must not become smaller."""
+    percent = share * 100
+    digits = 1 - math.floor(math.log10(percent))
+    return f"{math.ceil(percent * 10**digits - 1e-9) / 10**digits:.{max(0, digits)}f}"

@@ -57,12 +57,13 @@ class Client:
             raise ApiFailed(answer.status_code, found["error"])
         raise Failed(f"{self.url}{path} answered with status {answer.status_code}, not as Waypost does; see that --api names its console")
 
-    def pages(self, path: str, name: str, query: dict[str, Any], limit: int | None = None) -> Iterator[dict[str, Any]]:
-        """Every page of a list, at most *limit* rows of *name* in all."""
+    def pages(self, path: str, name: str, query: dict[str, Any], limit: int | None = None, sized: bool = True) -> Iterator[dict[str, Any]]:
+        """Every page of a list, at most *limit* rows of *name* in all; *sized*: the route takes a limit."""
         left = limit
         cursor = None
         while True:
-            page = self.call("GET", path, query={**query, "limit": min(1000, left) if left is not None else 1000, "cursor": cursor})
+            size = {"limit": min(1000, left) if left is not None else 1000} if sized else {}
+            page = self.call("GET", path, query={**query, **size, "cursor": cursor})
             yield page
             cursor = page["cursor"]
             if left is not None:

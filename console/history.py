@@ -1,14 +1,17 @@
 """History: reads the whole log as facts for the oracle, through the validating codec, and says which records must have been rejected.
 
 Reads only. What a worker rejects for a reason that the record alone does not show (its clock, the merges a person already has) is taken from the
-rejected topic, when the reason holds.
+rejected topic, when the reason holds. Facts go to files of temporary directories, all of a person to the same one (`shards`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from schemas import codec
 from schemas.activity import FIELDS
@@ -19,9 +22,21 @@ from state import oracle
 from streams import reader
 from streams.settings import Settings
 
-INPUTS = ("activities", "contact-merges", "contacts")
+from .shards import Fact, Shards
+
+INPUTS = ("contact-merges", "contacts", "activities")
+"""Merges first: they say who is one person."""
 Progress = Callable[[str, int, int], None]
 """Hears what is read, and how many offsets of how many."""
+
+
+class _ContactOnly(msgspec.Struct):
+    """As much of an activity as says whether its person is in the sample."""
+
+    contact_id: str
+
+
+_contact_only = msgspec.json.Decoder(_ContactOnly).decode
 
 
 class Place(NamedTuple):
@@ -43,13 +58,17 @@ class Rejection(NamedTuple):
 class Log:
     """What the log says up to `ends`."""
 
-    history: oracle.History = field(default_factory=oracle.History)
+    shards: Shards
     journeys: dict[str, Journey] = field(default_factory=dict)
     records: int = 0
-    not_rejected: list[tuple[Place, str]] = field(default_factory=list)  # bad, and not on the rejected topic
+    not_rejected: list[tuple[Place, str]] = field(
+        default_factory=list
+    )  # bad, and not on the rejected topic
     wrongly_rejected: list[tuple[Place, str]] = field(default_factory=list)  # good, and on it
     rejected: int = 0
-    forgotten: list[str] = field(default_factory=list)  # topics that no longer begin at their beginning
+    forgotten: list[str] = field(
+        default_factory=list
+    )  # topics that no longer begin at their beginning
     ends: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
@@ -59,32 +78,62 @@ def ends(settings: Settings) -> dict[tuple[str, int], int]:
     return reader.end_offsets(settings, reader.partitions_of_topics(settings, topics))
 
 
-def read(settings: Settings, until: dict[tuple[str, int], int], progress: Progress) -> Log:
-    """The log up to *until*. Raises `ReaderError`."""
-    log = Log(ends=until)
+def read(
+    settings: Settings,
+    until: dict[tuple[str, int], int],
+    progress: Progress,
+    directory: Path,
+    share: float = 1.0,
+) -> Log:
+    """The log up to *until*, its facts in files in *directory*: all of them, or those of a *share* of the persons. Raises `ReaderError`."""
+    facts = sum(
+        end for (topic, _), end in until.items() if topic == settings.topic_prefix + "activities"
+    )
+    log = Log(Shards(directory, facts * share, share), ends=until)
     rejections, complete = _rejections(settings, progress)
     for source in INPUTS:
         topic = settings.topic_prefix + source
         partitions = {number: end for (name, number), end in until.items() if name == topic}
         begins = reader.begin_offsets(settings, [(topic, number) for number in partitions])
-        if source != "contacts" and any(begins.values()):  # contacts is compacted: what is gone is replaced by what came later
+        if source != "contacts" and any(
+            begins.values()
+        ):  # contacts is compacted: what is gone is replaced by what came later
             log.forgotten.append(topic)
-        told = lambda done, total, topic=topic: progress(topic, done, total)  # noqa: E731
+        told = lambda done, total, topic=topic: progress(f"reading {topic}", done, total)  # noqa: E731
         for number, records in reader.read_log(settings, topic, ends=partitions, progress=told):
+            log.records += len(records)
             for record in records:
-                log.records += 1
-                _take(log, Place(source, number, record.offset()), record, rejections, complete, settings)
+                _take(
+                    log,
+                    Place(source, number, record.offset()),
+                    record,
+                    rejections,
+                    complete,
+                    settings,
+                )
+        if source == "contact-merges":
+            log.shards.joined()
+    log.shards.flush()
     topic = settings.topic_prefix + "journeys"
-    for _, records in reader.read_log(settings, topic, ends={n: e for (name, n), e in until.items() if name == topic}):
+    for _, records in reader.read_log(
+        settings, topic, ends={n: e for (name, n), e in until.items() if name == topic}
+    ):
         _journeys(log, records)
     return log
 
 
 def _take(
-    log: Log, place: Place, record: reader.Record, rejections: dict[Place, Rejection], complete: bool, settings: Settings
+    log: Log,
+    place: Place,
+    record: reader.Record,
+    rejections: dict[Place, Rejection],
+    complete: bool,
+    settings: Settings,
 ) -> None:
     """One record into the history, or among the rejected; what does not fit is noted."""
     rejection = rejections.get(place)
+    if rejection is None and log.shards.share < 1 and _outside(log.shards, place.source, record):
+        return
     try:
         fact, at_ms = decode(place.source, record)
     except Refused as refused:
@@ -93,22 +142,28 @@ def _take(
             log.not_rejected.append((place, refused.message))
         return
     if rejection is not None:
-        ahead = rejection.rejected_at_ms is not None and at_ms > rejection.rejected_at_ms + settings.max_future_ms
+        ahead = (
+            rejection.rejected_at_ms is not None
+            and at_ms > rejection.rejected_at_ms + settings.max_future_ms
+        )
         too_many = isinstance(fact, oracle.Merge) and "merges" in rejection.error
         log.rejected += 1
         if not (ahead or too_many):
             log.wrongly_rejected.append((place, rejection.error))
         return
-    kinds: dict[type, list[Any]] = {
-        oracle.Activity: log.history.activities,
-        oracle.Merge: log.history.merges,
-        oracle.Profile: log.history.profiles,
-        oracle.Erasure: log.history.erasures,
-    }
-    kinds[type(fact)].append(fact)
+    log.shards.take(fact)
 
 
-Fact = oracle.Activity | oracle.Merge | oracle.Profile | oracle.Erasure
+def _outside(shards: Shards, source: str, record: reader.Record) -> bool:
+    """Return True for an activity of a person who is not in the sample: of such nothing but the contact is decoded."""
+    raw = record.value()
+    if source != "activities" or raw is None:
+        return False
+    try:
+        contact = _contact_only(raw).contact_id
+    except codec.DECODE_ERRORS:
+        return False  # a bad record: the validating codec says why
+    return not shards.sampled(contact)
 
 
 def decode(source: str, record: reader.Record) -> tuple[Fact, int]:
@@ -119,7 +174,9 @@ def decode(source: str, record: reader.Record) -> tuple[Fact, int]:
             at_ms = record.timestamp()[1]
             return oracle.Erasure(codec.decode_contact_key(record.key()), at_ms), at_ms
         profile = codec.decode_profile(record.key(), raw)
-        return oracle.Profile(profile.contact_id, profile.groups, profile.attributes, profile.at_ms), profile.at_ms
+        return oracle.Profile(
+            profile.contact_id, profile.groups, profile.attributes, profile.at_ms
+        ), profile.at_ms
     if raw is None:
         raise Refused("empty_value", "the record has no value")
     if source == "contact-merges":
@@ -128,7 +185,9 @@ def decode(source: str, record: reader.Record) -> tuple[Fact, int]:
     activity = codec.decode_activity(raw)
     at_ms = codec.activity_at_ms(activity)
     fields = {name: value for name in FIELDS if (value := getattr(activity, name)) is not None}
-    return oracle.Activity(activity.contact_id, activity.type, at_ms, codec.activity_id(activity, raw), fields), at_ms
+    return oracle.Activity(
+        activity.contact_id, activity.type, at_ms, codec.activity_id(activity, raw), fields
+    ), at_ms
 
 
 def _rejections(settings: Settings, progress: Progress) -> tuple[dict[Place, Rejection], bool]:
@@ -136,17 +195,24 @@ def _rejections(settings: Settings, progress: Progress) -> tuple[dict[Place, Rej
     topic = settings.topic_prefix + "rejected"
     found: dict[Place, Rejection] = {}
     begins = reader.begin_offsets(settings, reader.partitions_of_topics(settings, [topic]))
-    for _, records in reader.read_log(settings, topic, progress=lambda done, total: progress(topic, done, total)):
+    for _, records in reader.read_log(
+        settings, topic, progress=lambda done, total: progress(f"reading {topic}", done, total)
+    ):
         for record in records:
             headers = dict(record.headers() or [])
             place = _place(headers, settings)
             if place is not None:
-                found[place] = Rejection(_text(headers.get("waypost_error")), _ms(_text(headers.get("waypost_rejected_at"))))
+                found[place] = Rejection(
+                    _text(headers.get("waypost_error")),
+                    _ms(_text(headers.get("waypost_rejected_at"))),
+                )
     return found, not any(begins.values())
 
 
 def _place(headers: dict[str, bytes | None], settings: Settings) -> Place | None:
-    topic, partition, offset = (_text(headers.get(f"waypost_{name}")) for name in ("topic", "partition", "offset"))
+    topic, partition, offset = (
+        _text(headers.get(f"waypost_{name}")) for name in ("topic", "partition", "offset")
+    )
     known = all(number.isdecimal() and len(number) < 20 for number in (partition, offset))
     if not (topic.startswith(settings.topic_prefix) and known):
         return None

@@ -191,6 +191,30 @@ class ContactList(_Answer):
     cursor: str | None = Field(description="give it back for the next page; null on the last one")
 
 
+class ListChecksum(_Answer):
+    group: str = Field(description="the hash of the group's name: blake2b of 8 bytes, as hex; zeros: all contacts")
+    furthest: int = Field(ge=1, description="the stage that these contacts reached, and no further one")
+    contacts: int
+    sampled: int = Field(description="those of them that are in the sample")
+    checksum: str = Field(description="of the sample: the sum modulo 2^64 of the hashes of contact and time, as hex")
+
+
+class StageChecksum(_Answer):
+    stage: int = Field(ge=1)
+    sampled: int = Field(description="contacts of the sample that reached the stage")
+    checksum: str = Field(description="as above, of contact, groups, time, and the activities by which the stage was met")
+
+
+class Checksums(_Answer):
+    """A page of the sums over all lists of a journey: add up the pages."""
+
+    version: int | None = Field(description="null while nothing is calculated yet")
+    generation: int | None = Field(description="grows when results are switched to other evidence: pages of two generations do not add up")
+    lists: list[ListChecksum]
+    stages: list[StageChecksum]
+    cursor: str | None = Field(description="give it back for the next page; null on the last one")
+
+
 class MetBy(_Answer):
     at: Time
     activity: str = Field(description="the hash of the activity's id: blake2b of 8 bytes, as hex")

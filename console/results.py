@@ -92,8 +92,8 @@ def lag(before: Ends, partitions: Mapping[int, Mapping[str, Any]], after: Ends, 
 # ---------------------------------------------------------------------------------------- lists
 
 
-NEWEST, OLDEST = b"n", b"o"
-"""What the cursor of a list begins with: a cursor is good in its order only."""
+NEWEST, OLDEST, SUMMED = b"n", b"o", b"s"
+"""What the cursor of a list, or of its checksums, begins with: a cursor is good in its order only."""
 
 
 def page(partitions: Iterable[Mapping[str, Any]], limit: int, newest: bool = False) -> tuple[int, list[dict[str, Any]], str | None]:
@@ -114,13 +114,52 @@ def encode_cursor(key: bytes) -> str:
 
 def decode_cursor(cursor: str, newest: bool = False) -> bytes:
     """The key that a cursor of a list in this order stands for. Raises `ApiError` (404) for one that we never gave."""
+    return _decoded(cursor, NEWEST if newest else OLDEST)
+
+
+def encode_place(partition: int, after: bytes) -> str:
+    """The cursor of checksums: a partition, and the key of its index after which to go on."""
+    return encode_cursor(SUMMED + partition.to_bytes(4, "big") + after)
+
+
+def decode_place(cursor: str, partitions: int) -> tuple[int, bytes]:
+    """`(partition, key)` of such a cursor. Raises `ApiError` (404) for one that we never gave."""
+    key = _decoded(cursor, SUMMED)
+    partition = int.from_bytes(key[:4], "big")
+    if len(key) < 4 or partition >= partitions:
+        raise _unknown_cursor()
+    return partition, key[4:]
+
+
+def _decoded(cursor: str, order: bytes) -> bytes:
     try:
         key = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except ValueError:
         key = b""
-    if encode_cursor(key) != cursor or len(key) < 2 or key[:1] != (NEWEST if newest else OLDEST):
-        raise ApiError(404, "unknown_cursor", "there is no such page: give back the cursor of the page before as it is, or none", "cursor")
+    if encode_cursor(key) != cursor or len(key) < 2 or key[:1] != order:
+        raise _unknown_cursor()
     return key[1:]
+
+
+def _unknown_cursor() -> ApiError:
+    return ApiError(404, "unknown_cursor", "there is no such page: give back the cursor of the page before as it is, or none", "cursor")
+
+
+LIST_SUMS = ("group", "furthest", "contacts", "sampled", "checksum")
+STAGE_SUMS = ("stage", "sampled", "checksum")
+
+
+def checksums(said: Mapping[str, Any], cursor: str | None) -> dict[str, Any]:
+    """A page of checksums, from what a partition said."""
+    return {
+        "version": said["version"],
+        "generation": said["generation"],
+        **{
+            name: [dict(zip(columns, [*row[:-1], f"{row[-1]:016x}"], strict=True)) for row in said[name]]
+            for name, columns in (("lists", LIST_SUMS), ("stages", STAGE_SUMS))
+        },
+        "cursor": cursor,
+    }
 
 
 # ---------------------------------------------------------------------------------------- a contact

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from console import figures, results
-from console.check import close
+from console.checking import close
 from console.errors import ApiError
 from console.results import Choice, Wanted
 from console.workers import joined, member_url

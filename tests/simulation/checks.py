@@ -8,6 +8,9 @@ from typing import Any
 
 from agents import questions
 from agents.building import LIVE
+from console import results
+from console.checking import Checksums
+from console.expected import of_answer
 from schemas.hashing import h8
 from schemas.journey import Journey
 from schemas.rules import rule_key
@@ -17,7 +20,7 @@ from state.evidence import hit
 from state.identity import Merge, place
 from state.recalculation import evidence_key
 from state.totals import Cell, contribution, wait_bucket
-from state.views import View
+from state.views import View, group_key
 
 from .cluster import Cluster
 from .history import GROUPS
@@ -127,6 +130,24 @@ def check_views(cluster: Cluster, answers: dict[str, oracle.Answer]) -> None:
             for stage in range(1, len(answer.journey.stages) + 1):
                 for who, rows in (("converted", answer.converted(stage, group)), ("dropped_off", answer.dropped_off(stage, group))):
                     check_list(cluster, id_, stage, who, group, rows)
+        check_checksums(cluster, id_, answer)
+
+
+def check_checksums(cluster: Cluster, id_: str, answer: oracle.Answer) -> None:
+    """The checksums of all partitions, a few entries at a time, are those of the oracle's lists."""
+    found = Checksums()
+    for part in _parts(cluster):
+        after: str | None = ""
+        while after is not None:
+            said = questions.summed(part, id_, None, None, 1.0, bytes.fromhex(after) or None, 3)
+            found.take(results.checksums(said, None))
+            after = said["last"]
+    right = of_answer(answer, 0)
+    lists = {key: sums[1:] for key, sums in found.lists.items()}
+    assert lists == {
+        (group_key(group).hex(), k): sums for group, mine in right.groups.items() for k, sums in mine.lists.items()
+    }, f"{id_}: checksums of lists"
+    assert found.stages == right.stages, f"{id_}: checksums of stages"
 
 
 def check_list(cluster: Cluster, id_: str, stage: int, who: str, group: str | None, expected: list[oracle.Row]) -> None:

@@ -165,7 +165,7 @@ class Group:
         answers: dict[str, oracle.Answer] = {}
 
         def judged(answer: oracle.Answer) -> None:
-            answers[answer.journey.id] = answer
+            answers.setdefault(answer.journey.id, answer).reached.update(answer.reached)
 
         report = check.run(self.settings, Client(f"http://127.0.0.1:{self.port}"), (), PATIENCE_SECONDS, lambda *_: None, judged)
         names = [one for one in report.differences if "contact" in one.where or ", " in one.where]
