@@ -107,9 +107,13 @@ RECALCULATION_PROGRESS = Gauge(
 )
 FACTS = Counter("waypost_http_facts_total", "Facts sent over HTTP, by kind and outcome: taken or refused.", ["kind", "outcome"], registry=CONSOLE)
 
+AUDIT_LOST = Counter(
+    "waypost_audit_lost_total", "Records that did not get onto the audit topic; each is an error in the console's log.", registry=CONSOLE
+)
+
 CONSOLE_CATALOGUE = (
     HTTP_REQUESTS, HTTP_SECONDS, HTTP_CONNECTIONS, HTTP_CLOSED, LIVE_STREAMS, LAG, PARTITIONS_CONFIGURED, RECALCULATIONS, RECALCULATION_PROGRESS,
-    FACTS,
+    FACTS, AUDIT_LOST,
 )  # fmt: skip
 ProcessCollector(registry=CONSOLE)
 """Memory, processor time and the start of the process, as the workers' registry has them by default."""

@@ -30,7 +30,7 @@ from .openapi import describe, errors, request_body
 from .openid import OpenId
 from .pages import account
 from .pages import routes as page_routes
-from .people import People, Sessions
+from .people import People
 from .results import MAX_LIMIT
 from .written import from_json
 
@@ -95,13 +95,13 @@ def build(backend: Backend, guarded: bool = True) -> FastAPI:
 
 def _guarded(app: FastAPI, backend: Backend) -> Callable[[APIRouter], None]:
     """Puts the guard before *app*; what adds the pages by which one logs in."""
-    settings = backend.settings
+    settings, sessions, audit = backend.settings, backend.sessions, backend.audit
     openid = None if settings.oidc_issuer is None else OpenId(settings)
-    people = None if settings.users_file is None and openid is None else People(settings.users_file)
-    seconds = settings.session_hours * 3600
-    sessions, audit = Sessions(seconds), backend.audit()
+    people = None if sessions is None else People(settings.users_file)
+    if people is not None and sessions is not None:
+        people.on_change, sessions.each_tick = sessions.changed, people.look
     app.add_middleware(Guard, settings=settings, people=people, sessions=sessions, audit=audit, page=page_routes.error_page)
-    return lambda router: account.install(router, people, openid, sessions, seconds, audit)
+    return lambda router: account.install(router, people, openid, sessions, audit)
 
 
 # ---------------------------------------------------------------------------------------- journeys

@@ -18,9 +18,9 @@ from streams.settings import Settings, aiokafka_kwargs
 from streams.supervision import in_daemon_thread
 
 from . import edits, results, statistics
+from .audit import Audit
 from .errors import ApiError
 from .facts import Checked
-from .guard import Audit, audit_to
 from .journeys import JourneyStore
 from .kafka import Offsets, Writer, now_ms
 from .live import Live
@@ -29,6 +29,7 @@ from .rejected import RejectedReader
 from .resending import Resender
 from .results import Choice
 from .seen import Seen
+from .sessions import Sessions
 from .watch import Watch
 from .workers import Answers, GroupDirectory, Workers, fixed
 
@@ -61,6 +62,8 @@ class Backend:
         find = fixed(settings.workers) if self._directory is None else self._directory.find
         secret = settings.internal_secret
         self.workers = Workers(find, self.partition_count, None if secret is None else secret.get_secret_value())
+        self.audit = Audit(settings.topic_prefix + "audit", self.writer.control, now_ms)
+        self.sessions = None if settings.users_file is None and settings.oidc_issuer is None else self._sessions(settings, kafka)
         self.live = Live(settings.live_streams, settings.live_streams_per_session)
         self.watch = Watch(self.state)
         self._begins: results.Ends = {}
@@ -73,11 +76,15 @@ class Backend:
         await self.offsets.start()
         await self.store.start()
         await self.recalculations.start()
+        if self.sessions is not None:
+            await self.sessions.start()
+        self.audit.start()
         self.watch.start()
 
     async def stop(self) -> None:
         """Stop every part, whatever becomes of the others."""
-        for part in (self.watch, self.store, self.recalculations, self.offsets, self.writer, self.workers, self._directory):
+        followers = (self.watch, self.audit, self.sessions, self.store, self.recalculations)
+        for part in (*followers, self.offsets, self.writer, self.workers, self._directory):
             if part is None:
                 continue
             try:
@@ -86,9 +93,9 @@ class Backend:
             except Exception as error:
                 log.warning("%s could not be stopped: %r", type(part).__name__, error)
 
-    def audit(self) -> Audit:
-        """Where it is written who changed what."""
-        return audit_to(self.writer.control, self.settings.topic_prefix + "audit")
+    def _sessions(self, settings: Settings, kafka: dict[str, Any]) -> Sessions:
+        secret = None if settings.session_secret is None else settings.session_secret.get_secret_value()
+        return Sessions(settings.topic_prefix + "sessions", kafka, self.writer.control, settings.session_hours * 3600, secret, now_ms)
 
     async def _write_journey(self, key: bytes, value: bytes | None, headers: list[tuple[str, bytes]]) -> int:
         return await self.writer.control(self.topics["journeys"], key, value, headers)

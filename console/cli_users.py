@@ -1,4 +1,4 @@
-"""The command `waypost user`: writes the file of the console's users and tokens."""
+"""The command `waypost user`: writes the file of the console's users and tokens, and ends sessions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from pathlib import Path
 
 import click
 
-from .options import Commands, Failed, Misused, json_flag, load, out, print_json, table
+from streams.settings import Settings
+
+from .client import with_broker
+from .options import (
+    BROKER,
+    Commands,
+    Failed,
+    Misused,
+    json_flag,
+    load,
+    out,
+    print_json,
+    settings_flags,
+    table,
+)
 from .people import NAME, ROLES, PeopleError, digest, hashed, read, write
 
 FILE = click.option("--file", "file", type=click.Path(path_type=Path), help="The file of users.  [default: the setting users_file]")
@@ -70,6 +84,28 @@ def list_(file: Path | None, as_json: bool) -> None:
     for row in rows:
         shown.add_row(*row)
     out.print(shown)
+
+
+@user.command()
+@click.argument("name", required=False)
+@click.option("--all", "everybody", is_flag=True, help="Log everybody out, with a new key for sessions.")
+@settings_flags(*BROKER)
+def logout(name: str | None, everybody: bool, settings: Settings) -> None:
+    """Ends all sessions of NAME, or everybody's, at all consoles. Whoever may still log in can do so again."""
+    from .kafka import now_ms
+    from .sending import CannotSend, write_record
+    from .sessions import new_key, revocation
+
+    if (name is None) != everybody:
+        raise Misused("name one person, or give --all")
+    settings = with_broker(settings)
+    key, value = new_key(now_ms(), alone=True) if name is None else revocation(name, now_ms())
+    try:
+        write_record(settings, "sessions", key, value)
+    except CannotSend as error:
+        raise Failed(str(error)) from None
+    whose = "everybody" if name is None else name
+    out.print(f"the sessions of {whose} are over; consoles notice within a second", markup=False)
 
 
 def _file(given: Path | None) -> Path:

@@ -7,42 +7,37 @@ alone, and answers only to names of loopback, so that no page of another site ca
 from __future__ import annotations
 
 import ipaddress
-import json
-import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
-from typing import Any
 from urllib.parse import quote
 
-from aiokafka.errors import KafkaError
 from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.hashing import h8
-from schemas.times import format_ms
 from streams.settings import Settings
 
+from .audit import Audit
 from .errors import ApiError
 from .handlers import answer
-from .kafka import now_ms
-from .people import EVERYBODY, People, Person, Sessions
-
-log = logging.getLogger(__name__)
+from .measure import METHODS
+from .people import EVERYBODY, People, Person
+from .sessions import Session, Sessions
 
 COOKIE = "waypost_session"
 SAFE = ("GET", "HEAD", "OPTIONS")
+MAX_NEXT = 500  # characters of the path that a login leads to
 PUBLIC = re.compile(r"/(healthz|readyz|metrics|login(/openid(/back)?)?|favicon\.ico|static/.*)")
 PAGES = re.compile(r"/($|journeys$|contacts$|operations$|builder$|account$)")
-Audit = Callable[[dict[str, Any]], Awaitable[None]]
 
 NEEDS: tuple[tuple[str, str, str], ...] = (
     # methods, path, role; the first that fits counts
     ("GET", r"/api/rejected|/operations|/stream/operations", "operator"),
     ("GET", r"/builder", "editor"),
     ("GET", r"/.*", "viewer"),
-    ("POST", r"/logout", "viewer"),
+    ("POST", r"/logout(/everywhere)?", "viewer"),
     ("POST", r"/builder/.*|/api/journeys/[^/]*/preview", "editor"),
     ("PUT DELETE", r"/api/journeys/[^/]*", "editor"),
     ("POST", r"/api/recalculations(/[^/]*/cancel)?", "editor"),
@@ -62,10 +57,10 @@ def needed(method: str, path: str) -> str:
 
 
 class Guard:
-    """*people*: None for a console without users. *audit* is given each change as it is done, or refused. *page* shows an error to a browser."""
+    """*people* and *sessions*: None for a console without users. *audit* is given each change as it is done, or refused. *page* shows an error."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, people: People | None, sessions: Sessions, audit: Audit, page: Callable[[ApiError], Response]
+        self, app: ASGIApp, settings: Settings, people: People | None, sessions: Sessions | None, audit: Audit, page: Callable[[ApiError], Response]
     ) -> None:
         self._app = app
         self._page = page
@@ -81,7 +76,8 @@ class Guard:
         headers = Headers(scope=scope)
         method, path = scope["method"], scope["path"]
         person, by_token = self._person(headers)
-        scope.setdefault("state", {})["person"] = person
+        session = self._session(headers)
+        scope.setdefault("state", {}).update(person=person, session=None if session is None else session.id)
         # a stream asks again: it outlasts sessions, and the word of whoever keeps the file of users
         scope["state"]["refused"] = lambda: self._refused(method, path, headers, *self._person(headers)) is not None
         refused = self._refused(method, path, headers, person, by_token)
@@ -96,8 +92,8 @@ class Guard:
         try:
             await (self._app if refused is None else refused)(scope, receive, watch)
         finally:
-            if method not in SAFE and AUDITED.fullmatch(path) and not path.endswith("/preview"):
-                await self._told(scope, person, method, path, status)
+            if method not in SAFE and AUDITED.fullmatch(path):
+                await self._write_down(scope, person, method, path, status, passed=refused is None)
 
     def _person(self, headers: Headers) -> tuple[Person | None, bool]:
         """`(who asks, whether a token says so)`."""
@@ -106,11 +102,15 @@ class Guard:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
             return self._people.by_token(token.strip()), True
-        whose = self._sessions.whose(session_of(headers) or "")
-        if whose is None:
+        session = self._session(headers)
+        if session is None:
             return None, False
-        name, role = whose
-        return (self._people.named(name) if role is None else Person(name, role)), False
+        if session.role is not None:
+            return Person(session.name, session.role), False
+        return (self._people.named(session.name) if self._people.mark(session.name) == session.mark else None), False
+
+    def _session(self, headers: Headers) -> Session | None:
+        return None if self._sessions is None else self._sessions.whose(session_of(headers) or "")
 
     def _refused(self, method: str, path: str, headers: Headers, person: Person | None, by_token: bool) -> Response | None:
         """What is answered instead; None for a request that may pass."""
@@ -125,7 +125,8 @@ class Guard:
             return None
         if person is None:
             if method in SAFE and (PAGES.match(path) or "text/html" in headers.get("accept", "")):
-                return RedirectResponse(f"/login?next={quote(path)}", 303, headers={"Cache-Control": "no-store"})
+                following = quote(path) if len(path) <= MAX_NEXT else "/journeys"
+                return RedirectResponse(f"/login?next={following}", 303, headers={"Cache-Control": "no-store"})
             message = "log in, or send a token: Authorization: Bearer …"
             return answer(ApiError(401, "not_logged_in", message, headers={"WWW-Authenticate": "Bearer"}))
         role = needed(method, path)
@@ -134,16 +135,17 @@ class Guard:
             return self._page(error) if method in SAFE and "text/html" in headers.get("accept", "") else answer(error)
         return None
 
-    async def _told(self, scope: Scope, person: Person | None, method: str, path: str, status: int) -> None:
+    async def _write_down(self, scope: Scope, person: Person | None, method: str, path: str, status: int, passed: bool) -> None:
+        address = client_address(scope)
+        if not passed and person in (None, EVERYBODY):
+            self._audit.refused(address)
+            return
         kind, _, target = path.removeprefix("/api/").partition("/")
         if kind == "contacts":
             target = h8(target).hex()  # who was erased is not to be found here
-        await self._audit(
-            {
-                "at": format_ms(now_ms()), "who": None if person is None else person.name, "role": None if person is None else person.role,
-                "address": client_address(scope), "action": f"{method} {kind}", "target": target or None, "status": status,
-            }
-        )  # fmt: skip
+        action = f"{method if method in METHODS else 'other'} {kind}"
+        who, role = (None, None) if person is None else person
+        await self._audit.write(who, role, address, action, target or None, status)
 
 
 def client_address(scope: Scope) -> str | None:
@@ -155,19 +157,19 @@ def client_address(scope: Scope) -> str | None:
         return None
 
 
-def session_of(headers: Headers) -> str | None:
-    """The secret of the session that a request carries."""
+def session_of(headers: Headers, name: str = COOKIE) -> str | None:
+    """The cookie of the session that a request carries, or another of our cookies."""
     try:
-        found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
+        found = SimpleCookie(headers.get("cookie", "")).get(name)
     except CookieError:
         return None
     return None if found is None else found.value
 
 
-def cookie(token: str, secure: bool, seconds: float) -> str:
+def cookie(token: str, secure: bool, seconds: float, name: str = COOKIE, path: str = "/") -> str:
     """The header that sets the session, or ends it with an empty *token*."""
-    said = f"{COOKIE}={token}; Path=/; HttpOnly; SameSite=Lax; Max-Age={int(seconds) if token else 0}"
-    return said + ("; Secure" if secure else "")
+    value = f"{name}={token}; Path={path}; HttpOnly; SameSite=Lax; Max-Age={int(seconds) if token else 0}"
+    return value + ("; Secure" if secure else "")
 
 
 def _from_elsewhere(headers: Headers) -> bool:
@@ -213,17 +215,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def audit_to(send: Callable[[str, bytes, bytes | None, list[tuple[str, bytes]]], Awaitable[int]], topic: str) -> Audit:
-    """Writes to the audit topic; what cannot be written there is in the log at least."""
-
-    async def write(row: dict[str, Any]) -> None:
-        value = json.dumps(row, ensure_ascii=False).encode()
-        log.info("audit: %s", value.decode())
-        try:
-            await send(topic, (row["who"] or "").encode(), value, [])
-        except (KafkaError, TimeoutError, OSError) as error:
-            log.error("this is not on the audit topic: %s (%r)", value.decode(), error)
-
-    return write

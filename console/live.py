@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 from agents import metrics
 
 from .errors import ApiError, error_body
-from .guard import session_of
 from .handlers import answer
 from .people import EVERYBODY
 
@@ -227,7 +226,7 @@ def session_key(request: Request) -> str:
         return f"address {request.client.host if request.client else ''}"
     if "authorization" in request.headers:
         return f"token {person.name}"
-    return f"session {session_of(request.headers)}"
+    return f"session {request.state.session}"
 
 
 async def _called(fetch: Callable[[], Awaitable[T]]) -> T:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import secrets
 import time
 import tomllib
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,14 +27,14 @@ from typing import Any, NamedTuple
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
+log = logging.getLogger(__name__)
+
 ROLES = ("viewer", "editor", "operator")
 """Each may do what those before it may. viewer: look; editor: journeys and recalculations; operator: facts, erasures, rejected records."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 LOOK_SECONDS = 2.0
 MIN_PASSWORD = 12  # characters (OWASP ASVS 2.1.1)
 MAX_PASSWORD = 128
-FAILURES, WINDOW_SECONDS = 5, 900.0  # of a name; of an address ten times as many
-MAX_REMEMBERED = 10_000
 _hasher = PasswordHasher()
 _nobody = _hasher.hash(secrets.token_hex(16))  # checked for names that do not exist, so that they take as long
 
@@ -56,25 +56,24 @@ EVERYBODY = Person("everybody", "operator")
 
 
 class People:
-    """The users and tokens of a file; nobody without one. Raises PeopleError at the start; later, a file that is broken leaves what was there."""
+    """The users and tokens of a file; nobody without one. Raises PeopleError at the start; later, a file that is broken leaves what was there.
+
+    `on_change` is called with each name whose role or password is another now, and the row's mark, None for a user taken out. Not thread-safe.
+    """
 
     def __init__(self, path: Path | None, now: Callable[[], float] = time.monotonic) -> None:
         self._path = path
         self._now = now
         self._users, self._tokens = ({}, {}) if path is None else read(path)
         self._stamp, self._looked = _stamp(path), now()
+        self.on_change: Callable[[str, str | None], None] = lambda name, mark: None
 
     def check(self, name: str, password: str) -> Person | None:
         """The user with this password; None when there is none, which takes as long. Slow on purpose: about 50 ms of a core."""
-        found = self.users.get(name)
-        try:
-            _hasher.verify(_nobody if found is None else found["password"], password)
-        except (VerificationError, InvalidHashError):
-            return None
-        return None if found is None else Person(name, found["role"])
+        return self.named(name) if verify(self.users.get(name), password) else None
 
     def by_token(self, token: str) -> Person | None:
-        self._look()
+        self.look()
         return self._tokens.get(digest(token))
 
     def named(self, name: str) -> Person | None:
@@ -82,35 +81,60 @@ class People:
         found = self.users.get(name)
         return None if found is None else Person(name, found["role"])
 
+    def mark(self, name: str) -> str | None:
+        """What changes when the role or the password of a user does, and tells nothing of either; None when there is no such user."""
+        return _mark(self.users.get(name))
+
     @property
     def users(self) -> Mapping[str, dict[str, str]]:
-        self._look()
+        self.look()
         return self._users
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Reads the file again if it changed, at most once in `LOOK_SECONDS`."""
         if self._now() - self._looked < LOOK_SECONDS:
             return
         self._looked, stamp = self._now(), _stamp(self._path)
-        if stamp != self._stamp and self._path is not None:
-            try:
-                self._users, self._tokens = read(self._path)
-                self._stamp = stamp
-            except PeopleError:
-                pass
+        if stamp == self._stamp or self._path is None:
+            return
+        before = self._users
+        try:
+            self._users, self._tokens = read(self._path)
+        except PeopleError as error:
+            log.error("the file of users cannot be used; who was in it before stays: %s", error)
+            self._stamp = stamp
+            return
+        self._stamp = stamp
+        for name, row in before.items():
+            if _mark(self._users.get(name)) != _mark(row):
+                self.on_change(name, _mark(self._users.get(name)))
+
+
+def verify(row: Mapping[str, str] | None, password: str) -> bool:
+    """Whether *password* is that of the user whose row this is. As slow without a row, so that nobody learns who there is."""
+    try:
+        _hasher.verify(_nobody if row is None else row["password"], password)
+    except (VerificationError, InvalidHashError):
+        return False
+    return row is not None
+
+
+def _mark(row: Mapping[str, str] | None) -> str | None:
+    return None if row is None else digest(f"{row['role']} {row['password']}")[:16]
 
 
 def digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _stamp(path: Path | None) -> tuple[int, int] | None:
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
     if path is None:
         return None
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, str]], dict[str, Person]]:
@@ -157,52 +181,3 @@ def hashed(password: str) -> str:
     if not MIN_PASSWORD <= len(password) <= MAX_PASSWORD:
         raise PeopleError(f"a password has {MIN_PASSWORD} to {MAX_PASSWORD} characters, this has {len(password)}")
     return _hasher.hash(password)
-
-
-class Sessions:
-    """Who is logged in, in memory: a restart of the console logs everybody out. *seconds*: how long, at most."""
-
-    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._now = now
-        self._open: dict[str, tuple[str, float, str | None]] = {}
-
-    def begin(self, name: str, role: str | None = None) -> str:
-        """A new secret for *name*: never one that came from outside. *role*: as a provider of identities said; None: as the file says."""
-        now = self._now()
-        self._open = {key: one for key, one in self._open.items() if one[1] > now}
-        token = secrets.token_urlsafe(32)
-        self._open[digest(token)] = name, now + self._seconds, role
-        return token
-
-    def whose(self, token: str) -> tuple[str, str | None] | None:
-        """`(name, role)`; the role is None where the file says it."""
-        found = self._open.get(digest(token))
-        return (found[0], found[2]) if found is not None and found[1] > self._now() else None
-
-    def end(self, token: str) -> None:
-        self._open.pop(digest(token), None)
-
-
-class Failures:
-    """How often logging in failed lately, by name and by address."""
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._times: dict[str, deque[float]] = {}
-
-    def wait_seconds(self, name: str, address: str) -> float:
-        """How long to wait before trying again; 0 when one may."""
-        return max(self._wait("name " + name, FAILURES), self._wait("from " + address, FAILURES * 10))
-
-    def failed(self, name: str, address: str) -> None:
-        if len(self._times) > MAX_REMEMBERED:
-            self._times = {key: times for key, times in self._times.items() if times and times[-1] > self._now() - WINDOW_SECONDS}
-        for key in ("name " + name[:64], "from " + address):
-            self._times.setdefault(key, deque(maxlen=FAILURES * 10)).append(self._now())
-
-    def _wait(self, key: str, most: int) -> float:
-        times = self._times.get(key, deque())
-        while times and times[0] <= self._now() - WINDOW_SECONDS:
-            times.popleft()
-        return 0.0 if len(times) < most else times[-most] + WINDOW_SECONDS - self._now()

@@ -13,6 +13,7 @@ from schemas.errors import Refused
 from schemas.wire import MAX_BYTES
 from streams.partitioner import partition_of
 from streams.settings import Settings, librdkafka_config
+from streams.topics import topic_name
 
 from .facts import Kind
 from .kafka import now_ms
@@ -117,3 +118,20 @@ def partition_count(settings: Settings, kind: Kind) -> int:
     if found is None or not found.partitions:
         raise CannotSend(f"there is no topic {topic} at {settings.bootstrap}; make it with `waypost topics`")
     return len(found.partitions)
+
+
+def write_record(settings: Settings, topic: str, key: bytes, value: bytes) -> None:
+    """Writes one record to partition 0 of a topic of ours. Raises `CannotSend` unless the broker has it."""
+    failed: list[str] = []
+    config = {**librdkafka_config(settings), "acks": "all", "message.timeout.ms": 15_000, "log_level": 2}
+    try:
+        producer = Producer(config)
+        producer.produce(
+            topic_name(settings, topic), value, key, 0,
+            lambda error, _: failed.append(error.str()) if error is not None else None,
+        )  # fmt: skip
+        producer.flush()
+    except KafkaException as error:
+        failed.append(error.args[0].str())
+    if failed:
+        raise CannotSend(f"the broker did not take the record: {failed[0]}; try again")

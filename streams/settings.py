@@ -43,6 +43,7 @@ SERVICE_LINK_HINT = (
     "It looks like a service link that Kubernetes puts into the environment: set enableServiceLinks to false"
 )
 DAY_MS = 86_400_000
+MIN_SECRET = 32  # characters
 
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
@@ -155,6 +156,9 @@ class Settings(BaseModel):
     oidc_role_claim: str = Field("roles", min_length=1, description="The claim of the ID token that names a role: viewer, editor, operator, or the "
                                  "same with waypost- before it.")
     session_hours: float = Field(12.0, gt=0, le=720, description="How long somebody stays logged in.")
+    session_secret: SecretStr | None = Field(None, description="Part of the key that signs sessions, the same for all consoles, at least 32 "
+                                             "characters. Empty: sessions are signed with the keys on the topic `sessions` alone, and "
+                                             "whoever can read it can make a session. A changed value logs everybody out.")
     api_token: SecretStr | None = Field(None, description="Token with which commands ask the API of a console that has users.")
     internal_secret: SecretStr | None = Field(None, description="What the console says to workers, which answer nobody else. The same for all; "
                                               "needed where workers listen beyond loopback.")
@@ -280,6 +284,13 @@ class Settings(BaseModel):
     def _is_there(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError("there is no such file; name a PEM file that this process may read")
+        return value
+
+    @field_validator("session_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < MIN_SECRET:
+            raise ValueError(f"it has fewer than {MIN_SECRET} characters and could be guessed; make one with `openssl rand -hex 32`")
         return value
 
     @field_validator("users_file")

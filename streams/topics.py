@@ -110,6 +110,8 @@ TABLE: tuple[TopicSpec, ...] = (
     TopicSpec("rejected", "as it came", "as it came", "workers", False, "delete", "`rejected_retention_ms`", 8 * MIB),
     TopicSpec("audit", "who", "who changed what: edits, recalculations, erasures, resends, logins", "console", False, "delete",
               "`audit_retention_ms`", MIB),
+    TopicSpec("sessions", "`key/…`, `session/…`, `person/…`, `row/…`", "keys that sign sessions of the console; sessions that were ended",
+              "console, command line", False, "compact", "the newest of each key", MIB, internal=True),
     TopicSpec("evidence-changelog", "contact id", "evidence record", "workers", True, "compact", "the newest of each contact", 16 * MIB,
               internal=True),
 )

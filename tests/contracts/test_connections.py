@@ -405,7 +405,7 @@ async def test_streams_are_limited_by_session_and_in_all() -> None:
     ],
 )
 def test_what_a_stream_is_counted_by(person: Person | None, headers: list[tuple[bytes, bytes]], key: str) -> None:
-    scope = {"type": "http", "headers": headers, "client": ("10.0.0.1", 1), "state": {"person": person}}
+    scope = {"type": "http", "headers": headers, "client": ("10.0.0.1", 1), "state": {"person": person, "session": "mine"}}
     assert session_key(Request(scope)) == key
 
 

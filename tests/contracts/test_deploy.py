@@ -143,7 +143,7 @@ def test_the_processes_of_the_compose_file_make_a_waypost(kafka: str, prefix: st
     def environ(name: str) -> dict[str, str]:
         said = {key: str(value) for key, value in OURS[name]["environment"].items()} | {"WAYPOST_INTERNAL_SECRET": "of this test"}
         if "WAYPOST_USERS_FILE" in said:
-            said["WAYPOST_USERS_FILE"] = str(users)
+            said |= {"WAYPOST_USERS_FILE": str(users), "WAYPOST_SESSION_SECRET": "of this test, 32 characters or more"}
         said |= {"WAYPOST_BROKER": kafka, "WAYPOST_TOPIC_PREFIX": prefix, "WAYPOST_GROUP": f"{prefix}workers"}
         said["WAYPOST_DATA_DIR"] = str(tmp_path / name)
         for key in ("WAYPOST_WORKER_HOST", "WAYPOST_CONSOLE_HOST"):

@@ -157,6 +157,7 @@ def test_a_login_that_was_begun_elsewhere_is_not_finished_here(console: Waypost)
     back = httpx.get(attacker.get("/login/openid").headers["location"]).headers["location"]
     assert victim.get(back).status_code == 401
     assert victim.get("/api/journeys").status_code == 401
+    assert attacker.get(back).status_code == 303, "who began it finishes it"
     assert attacker.get(back).status_code == 401, "and not twice"
     for query in ("", "?code=x", "?code=x&state=y", "?error=access_denied&state=y"):
         assert victim.get(f"/login/openid/back{query}").status_code == 401

@@ -74,7 +74,8 @@ def test_the_table_names_flag_and_variable():
     assert [row.name for row in TABLE] == list(Settings.model_fields)
     assert all(row.description and row.env == env_name(row.name) for row in TABLE)
     assert (flag_name("sasl_password"), env_name("sasl_password")) == ("--sasl-password", "WAYPOST_SASL_PASSWORD")
-    assert {row.name for row in TABLE if row.secret} == {"sasl_password", "ssl_password", "oidc_client_secret", "api_token", "internal_secret"}
+    secrets = {"sasl_password", "ssl_password", "oidc_client_secret", "api_token", "internal_secret", "session_secret"}
+    assert {row.name for row in TABLE if row.secret} == secrets
 
 
 def test_secrets_are_masked_wherever_settings_are_shown():

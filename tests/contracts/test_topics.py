@@ -25,9 +25,9 @@ def test_what_fits_is_said_in_no_words():
 def test_the_table_is_the_designs():
     assert [spec.name for spec in TABLE] == [
         "activities", "contact-merges", "contacts", "journeys", "stage-changes", "totals", "handoffs", "recalculations",
-        "recalculation-reports", "rebuilt-evidence", "rejected", "audit", "evidence-changelog"]
+        "recalculation-reports", "rebuilt-evidence", "rejected", "audit", "sessions", "evidence-changelog"]
     assert {spec.name for spec in TABLE if spec.cleanup == "compact"} == {
-        "contacts", "journeys", "totals", "recalculations", "recalculation-reports", "evidence-changelog"}
+        "contacts", "journeys", "totals", "recalculations", "recalculation-reports", "sessions", "evidence-changelog"}
 
 
 def test_what_is_rejected_fits_on_the_rejected_topic():
