@@ -23,6 +23,7 @@ from state.ledger import prefix_end
 from state.views import INDEX, TOTAL, Source, View, Views, view_id
 
 from . import metrics
+from .contacts import read_within
 from .pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class Building:
 
     def shown(self, recalculation: str) -> tuple[float, bool, int]:
         """How much of what the catalogue asks for is built, whether all of it is, and how many contacts *recalculation* changed."""
-        ends = self._ends()
+        ends = self._partition.contacts.ends()
         built = [self.scanned(v, ends) for v in self.kept.all if v.id in self._wanted]
         complete = self._wanted.keys() <= self.complete
         changed = sum(v.changed for v in self.kept.all if v.source.recalculation == recalculation)
@@ -191,21 +192,20 @@ class Building:
         one = None if behind is None else self._partition.context.recalculations.records.get(behind)
         return behind is None or (one is not None and one.state == SWITCHED)
 
-    def _ends(self) -> tuple[bytes, bytes] | None:
-        """Return the first contact and the last; None when there is none."""
-        first = next((key for key, _ in self._partition.ledger.scan(records.EVIDENCE, None, 1)), None)
-        last = self._partition.ledger.last(records.EVIDENCE)
-        return None if first is None or last is None else (first[1:], last[1:])
+    def visible(self) -> list[View]:
+        """The views that are read: of each journey the newest that is readable here."""
+        found: dict[str, View] = {}
+        for view in self.kept.all:
+            if self.readable(view):
+                before = found.get(view.journey.id)
+                found[view.journey.id] = view if before is None or view.order > before.order else before
+        return list(found.values())
 
     def scanned(self, view: View, ends: tuple[bytes, bytes] | None = None) -> float:
-        """Return how much of a view is built, 0 to 1, judged by how far its cursor is between the first contact id and the last (*ends*)."""
+        """Return how much of a view is built, 0 to 1. *ends*: see `Contacts.ends`."""
         if view.id in self.complete:
             return 1.0
-        ends = ends or (self._ends() if view.cursor else None)
-        if ends is None or not view.cursor:
-            return 0.0 if view.cursor is not None else 0.99
-        low, high, here = (_fraction(key) for key in (*ends, view.cursor))
-        return 0.99 if high <= low else max(0.0, min(0.99, (here - low) / (high - low)))
+        return 0.99 if view.cursor is None else self._partition.contacts.passed(view.cursor, ends)
 
     def _drop(self, views: Sequence[View]) -> None:
         if not views:
@@ -254,24 +254,16 @@ class Building:
                     del self.scans[view.id]
 
     def _scan_step(self, views: list[View], pipeline: Pipeline) -> None:
-        partition, prefix, cursor = self._partition, records.EVIDENCE, views[0].cursor
-        after = None if not cursor else prefix + cursor
+        partition = self._partition
         context = partition.context
-        read, done = _read(partition.ledger.scan(prefix, after, SCAN_CONTACTS), context.decision_bytes)
-        found: dict[bytes, bytes | None] = dict(read)
-        last = None if done else read[-1][0]
-        low = after or prefix
-        for decided in partition.overlay:
-            found.update((k, v) for k, v in decided.items() if k[:1] == prefix and k > low and (last is None or k <= last))
-        holders = [key[1:] for key in sorted(found)]
+        found, holders, cursor = partition.contacts.step(views[0].cursor or b"", SCAN_CONTACTS, context.decision_bytes)
         load = partition.reader(known=found)
         batch = Batch(self.kept, load, partition.is_here, context.max_merges, few=context.few, room=context.decision_bytes)
         changed, taken = batch.scan(views, holders)
         metrics.SCAN_CONTACTS.inc(taken)
         if taken < len(holders):
-            last = prefix + holders[taken - 1]
+            cursor = holders[taken - 1]
         decision = batch.decide()
-        cursor = None if last is None else last[1:]
         for view in views:
             view.cursor = cursor
             view.changed += changed[view.id]
@@ -347,7 +339,8 @@ class Building:
                 pipeline = partition.pipeline
                 if pipeline is None or not await pipeline.room(behind=True):
                     return
-                found, done = _read(partition.ledger.scan(prefix, after, SCAN_CONTACTS), partition.context.decision_bytes)
+                entries, room = partition.ledger.scan(prefix, after, SCAN_CONTACTS), partition.context.decision_bytes
+                found, done = read_within(entries, SCAN_CONTACTS, room)
                 load = partition.reader(known=dict(found))
                 smaller: dict[bytes, bytes | None] = {}
                 for key, _ in found:
@@ -400,18 +393,3 @@ class Building:
 def _source(said: dict[str, Any]) -> Source:
     keys = {bytes.fromhex(rule): bytes.fromhex(key) for rule, key in said.get("keys", {}).items()}
     return Source(keys, said.get("generation", 0), said.get("recalculation"))
-
-
-def _read(entries: Iterable[tuple[bytes, bytes]], room: int) -> tuple[list[tuple[bytes, bytes]], bool]:
-    """Return the first of *entries*, SCAN_CONTACTS or *room* bytes of them, and whether these are all there are."""
-    found: list[tuple[bytes, bytes]] = []
-    for entry in entries:
-        found.append(entry)
-        room -= len(entry[0]) + len(entry[1])
-        if room <= 0:
-            return found, False
-    return found, len(found) < SCAN_CONTACTS
-
-
-def _fraction(key: bytes) -> int:
-    return int.from_bytes(key[:24].ljust(24, b"\0"), "big")

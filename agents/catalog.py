@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from schemas import codec, recalculation
 from schemas.errors import Refused
 from schemas.journey import Journey
+from schemas.recalculation import MAX_CONTROL_MS
 from state.recalculation import Reports, Table
 from streams import batches
 from streams.compacted import Fetched, Follower
@@ -154,6 +155,16 @@ class CatalogReader:
         """Where each of *partitions* of *topic* begins now."""
         begins = await self._asker.beginning_offsets([TopicPartition(topic, p) for p in partitions])
         return {tp.partition: offset for tp, offset in begins.items()}
+
+    async def first_times_of(self, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+        """The time of the first record of each of *partitions* of *topic*, in milliseconds; without those that hold none."""
+        asked = {TopicPartition(topic, p): 0 for p in partitions}
+        found = await self._asker.offsets_for_times(asked) if asked else {}
+        return {
+            tp.partition: min(at.timestamp, MAX_CONTROL_MS)
+            for tp, at in found.items()
+            if at is not None and at.timestamp >= 0
+        }
 
     async def _check(self, previous: asyncio.Task[None] | None) -> None:
         if previous is not None:

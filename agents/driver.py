@@ -16,9 +16,20 @@ from cronsim import CronSim
 
 from schemas import recalculation
 from schemas.journey import Journey
-from schemas.recalculation import FILLING, PLANNED, SCHEDULE, Recalculation, Schedule
+from schemas.recalculation import (
+    CANCELLING,
+    COMPARING,
+    CONFIRMING,
+    FILLING,
+    PLANNED,
+    SCHEDULE,
+    Recalculation,
+    Schedule,
+)
 from schemas.rules import Rule
-from state.recalculation import Flush, Table, advance, begin, forgotten, missing, rules_by_key, unneeded
+from state.comparison import Tolerance
+from state.progression import Flush, advance, costs, taken_back
+from state.recalculation import Table, begin, forgotten, missing, rules_by_key, unneeded
 
 from .catalog import RECALCULATIONS, REPORTS, CatalogReader
 from .partitions import Partitions
@@ -81,11 +92,13 @@ class Driver:
         cron: str = "",
         zone: str = "UTC",
         keep_ms: int,
+        tolerance: Tolerance = Tolerance(),
     ) -> None:
         self._partitions = partitions
         self._reader = reader
         self._serving = serving
         self._cron, self._zone, self._keep_ms = cron, zone, keep_ms
+        self._tolerance = tolerance
         self._woken = asyncio.Event()
         self._flushes: dict[str, Flush] = {}
         self._told_ms: dict[str, int] = {}
@@ -122,6 +135,10 @@ class Driver:
             moved = await self._advanced(one, now_ms)
             if moved is not None:
                 out[one.id] = moved
+        for one in table.records.values():
+            if one.phase == CANCELLING and taken_back(one, table, catalog.reports, journeys, context.partitions):
+                log.info("recalculation %s: what was announced of it is taken back", one.id)
+                out[one.id] = one.but(phase=None)
         for id_ in forgotten(table)[:MAX_WRITTEN]:
             out[id_] = None
         await self._write(out, schedule, now_ms)
@@ -129,22 +146,33 @@ class Driver:
     async def _advanced(self, one: Recalculation, now_ms: int) -> Recalculation | None:
         """*one* as it stands now, if that is to be said."""
         catalog, context = self._reader.catalog, self._partitions.context
-        before = one.state
+        before = one.state, one.phase
         ends: dict[int, int] = {}
-        if before == FILLING:
+        if one.state == FILLING:
             # the log's ends are asked for after the reports were read: what these say was sent on lies before them
             topic, numbers = context.topics["handoffs"], range(context.partitions)
             begins = await self._reader.begins_of(topic, numbers)
             ends = {p: end if end > begins[p] else 0 for p, end in (await self._reader.ends_of(topic, numbers)).items()}
         flush = self._flushes.setdefault(one.id, Flush())
-        after = advance(one, catalog.reports, context.partitions, flush, ends, now_ms)
-        if after.state != before:
-            log.info("recalculation %s: %s -> %s", one.id, before, after.state)
+        after = advance(one, catalog.reports, context.partitions, flush, ends, now_ms, self._tolerance, costs(catalog.recalculations))
+        if after.state != one.state:
             del self._flushes[one.id]
+        if (after.state, after.phase) != before:
+            log.info("recalculation %s: %s -> %s", one.id, "/".join(filter(None, before)), "/".join(filter(None, (after.state, after.phase))))
+            if after.phase == COMPARING:
+                after = after.but(log_begins=await self._log_begins())
+            if after.phase == CONFIRMING:
+                log.warning("recalculation %s waits for a confirmation: %s", one.id, after.reason)
         elif after == one or now_ms - self._told_ms.get(one.id, 0) < TELL_MS * max(1.0, len(one.rules) / 1000):
             return None
         self._told_ms[one.id] = now_ms
         return after
+
+    async def _log_begins(self) -> dict[int, int]:
+        """For each partition whose log has lost its beginning, the time of the first activity that is left."""
+        topic, numbers = self._partitions.context.topics["activities"], range(self._partitions.context.partitions)
+        lost = [p for p, begin in (await self._reader.begins_of(topic, numbers)).items() if begin > 0]
+        return await self._reader.first_times_of(topic, lost)
 
     async def _write(self, out: dict[str, Recalculation | None], schedule: Schedule | None, now_ms: int) -> None:
         context, catalog = self._partitions.context, self._reader.catalog

@@ -103,7 +103,14 @@ PARTITIONS_CONFIGURED = Gauge(
 )
 RECALCULATIONS = Gauge("waypost_recalculations", "Recalculations that are known, by state.", ["state"], registry=CONSOLE)
 RECALCULATION_PROGRESS = Gauge(
-    "waypost_recalculation_progress", "How far the recalculation under way is, from 0 to 1; 1 when there is none.", registry=CONSOLE
+    "waypost_recalculation_progress",
+    "How far the recalculation under way is, from 0 to 1; 1 when there is none, or it waits for a confirmation.",
+    registry=CONSOLE,
+)
+RECALCULATIONS_UNCONFIRMED = Gauge(
+    "waypost_recalculations_unconfirmed",
+    "Recalculations whose results differ from the visible ones and wait for a confirmation.",
+    registry=CONSOLE,
 )
 FACTS = Counter("waypost_http_facts_total", "Facts sent over HTTP, by kind and outcome: taken or refused.", ["kind", "outcome"], registry=CONSOLE)
 
@@ -113,7 +120,7 @@ AUDIT_LOST = Counter(
 
 CONSOLE_CATALOGUE = (
     HTTP_REQUESTS, HTTP_SECONDS, HTTP_CONNECTIONS, HTTP_CLOSED, LIVE_STREAMS, LAG, PARTITIONS_CONFIGURED, RECALCULATIONS, RECALCULATION_PROGRESS,
-    FACTS, AUDIT_LOST,
+    RECALCULATIONS_UNCONFIRMED, FACTS, AUDIT_LOST,
 )  # fmt: skip
 ProcessCollector(registry=CONSOLE)
 """Memory, processor time and the start of the process, as the workers' registry has them by default."""

@@ -37,6 +37,8 @@ from streams.partitioner import partition_of, partitions_of
 
 from . import handoffs, intake, metrics
 from .building import Building
+from .comparing import Comparing
+from .contacts import Contacts
 from .pipeline import Changelog, OutRecord, Outward, Pipeline, Turns, UnderWay, Work
 from .succession import CHANGELOG_POSITION, POSITION, Succession
 
@@ -93,7 +95,9 @@ class Partition:
         self.ledger = Ledger(self.path, context.memory)
         if self.ledger.emptied is not None:
             log.warning("partition %d: its state was of format %r; it is read again from the changelog", number, self.ledger.emptied.decode())
+        self.contacts = Contacts(self)
         self.building = Building(self)
+        self.comparing = Comparing(self)
         self.succession = Succession(self)
         self.totals: dict[bytes, dict[str, dict[Cell, int]]] = {}
         self.positions: dict[str, int] = {}  # source -> next offset not yet in RocksDB
@@ -145,12 +149,18 @@ class Partition:
         turns = Turns(c.background_share)
         self.pipeline = Pipeline(self.number, c.topics, c.outward, c.changelog, c.failed, c.step_done, IN_FLIGHT, turns, c.under_way)
         self.succession.hand_on(ends)
-        self.building.reconcile()
+        self.reconcile()
         self.changed = {view.id for view in self.views.all}  # whatever the owner before has published
+
+    def reconcile(self) -> None:
+        """The catalogue says something new of journeys or recalculations."""
+        self.building.reconcile()
+        self.comparing.reconcile()
 
     async def close(self) -> None:
         """Drops what is on its way and closes RocksDB."""
         await self.building.close()
+        await self.comparing.close()
         if self.pipeline is not None:
             await self.pipeline.close()
             self.pipeline = None

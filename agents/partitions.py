@@ -151,7 +151,7 @@ class Partitions:
         self.context.catalog, self.context.recalculations = dict(catalog.journeys), catalog.recalculations
         over = {one.id for one in catalog.recalculations.records.values() if one.over}
         for partition in self.active().values():
-            partition.building.reconcile()
+            partition.reconcile()
             partition.changed |= {view.id for view in partition.views.all if view.source.recalculation in over - self._over}  # they show now
         self._over = over
         self.match()

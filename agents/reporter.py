@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 
 from schemas.recalculation import (
-    SWITCHING,
+    COMPARISON,
     VIEWS,
     WORKER,
     Recalculation,
@@ -36,9 +36,10 @@ def report_of(partition: Partition, one: Recalculation, before: WorkerReport | N
     """
     topics, reflected = partition.context.topics, partition.context.reflected
     recording_from = max(partition.succession.recording_from(), log_end) if before is None else before.recording_from
-    scanned, shown, changed = partition.building.shown(one.id) if one.state == SWITCHING else (0.0, False, 0)
+    scanned, shown, changed = (0.0, False, 0) if one.switched_at is None else partition.building.shown(one.id)
+    compared = partition.comparing.progress(one)
     joined, handed = (reflected(topics[source], partition.number) or 0 for source in ("rebuilt-evidence", "handoffs"))
-    return WorkerReport(recording_from, log_begin, joined, handed, round(scanned, 3), shown, changed)
+    return WorkerReport(recording_from, log_begin, joined, handed, round(scanned, 3), shown, changed, round(compared, 3))
 
 
 def views_of(partition: Partition) -> dict[str, tuple[tuple[int, int], ...]]:
@@ -121,9 +122,11 @@ class Reporter:
                     continue  # came meanwhile
                 before = self._reader.catalog.reports.worker(one.id, number)
                 report = report_of(partition, one, before, *bounds)
-                key = report_key(one.id, WORKER, number)
-                if self._said.get(key) != report:
-                    self._said[key] = report
-                    out.append((0, key, encode_report(report), [], now_ms))
+                found = partition.comparing.found.get(one.id)
+                for who, said in ((WORKER, report), (COMPARISON, found)):
+                    key = report_key(one.id, who, number)
+                    if said is not None and self._said.get(key) != said:
+                        self._said[key] = said
+                        out.append((0, key, encode_report(said), [], now_ms))
         if out:
             await (await context.outward.send(context.topics[REPORTS], out))

@@ -30,6 +30,7 @@ from agents.reporter import Reporter
 from schemas import grouping
 from schemas.compiled import let_go, worth_preparing
 from state import bulk, joining
+from state.comparison import Tolerance
 from state.ledger import Memory
 from state.matching import Matcher
 from streams import blocks
@@ -141,6 +142,7 @@ async def run_worker(
     driver = Driver(
         partitions, catalog, lambda: app.serving, cron=settings.recalculation_schedule, zone=settings.recalculation_time_zone,
         keep_ms=settings.evidence_retention_ms,
+        tolerance=Tolerance(settings.recalculation_tolerance_share, settings.recalculation_tolerance_contacts),
     )  # fmt: skip
     refusals = Refusals(partitions, catalog, kafka, lambda: app.serving)
     app.partitions = partitions

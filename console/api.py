@@ -346,5 +346,8 @@ def _operations(app: FastAPI, backend: Backend) -> None:
         metrics.PARTITIONS_CONFIGURED.set(backend.partition_count)
         for state in STATES:
             metrics.RECALCULATIONS.labels(state).set(sum(one.state == state for one in table.records.values()))
-        metrics.RECALCULATION_PROGRESS.set(min((one.progress for one in table.active()), default=1.0))
+        metrics.RECALCULATION_PROGRESS.set(
+            min((one.progress for one in table.active() if not one.waits), default=1.0)
+        )
+        metrics.RECALCULATIONS_UNCONFIRMED.set(sum(one.waits for one in table.records.values()))
         return Response(generate_latest(metrics.CONSOLE), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -93,6 +93,16 @@ def install(app: FastAPI, backend: Backend) -> None:
         """Cancels a recalculation that is not over; what is visible stays as it is. Cancelling a cancelled one changes nothing."""
         return row(await backend.recalculations.cancel(recalculation_id))
 
+    @app.post(
+        "/api/recalculations/{recalculation_id}/confirm",
+        response_model=models.Recalculation,
+        responses=errors(404, 409, 422, 503),
+    )
+    async def confirm(recalculation_id: RecalculationId) -> Any:
+        """Confirms a recalculation whose phase is `confirming`: its results become visible. Cancelling it keeps the visible ones. Confirming a
+        confirmed one changes nothing."""
+        return row(await backend.recalculations.confirm(recalculation_id))
+
     @app.get("/api/schedule", response_model=models.Schedule, responses=errors(422))
     async def schedule() -> Any:
         """When journeys are recalculated by themselves, by the settings of this console; workers follow theirs."""

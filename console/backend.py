@@ -284,9 +284,9 @@ class Backend:
         found: dict[str, str | None] = {}
         for j in journeys:
             wanted = self.recalculations.wanted(j)
-            target = [wanted.version, wanted.generation]
             settled = wanted.generation is not None and wanted.recalculation is None
-            found[j.id] = "live" if settled and all(b.get(j.id, [0, 0]) >= target for b in built) else "calculating"
+            live = settled and all(b.get(j.id, [0, 0]) >= [*wanted.target] for b in built)
+            found[j.id] = "live" if live else "calculating"
         return found
 
     async def state(self) -> tuple[int | None, dict[str, dict[str, Any] | None]]:

@@ -40,10 +40,10 @@ NEEDS: tuple[tuple[str, str, str], ...] = (
     ("POST", r"/logout(/everywhere)?", "viewer"),
     ("POST", r"/builder/.*|/api/journeys/[^/]*/preview", "editor"),
     ("PUT DELETE", r"/api/journeys/[^/]*", "editor"),
-    ("POST", r"/api/recalculations(/[^/]*/cancel)?", "editor"),
+    ("POST", r"/api/recalculations(/[^/]*/(cancel|confirm))?", "editor"),
     ("PUT POST DELETE PATCH", r"/.*", "operator"),
 )
-AUDITED = re.compile(r"/api/(journeys/[^/]+|recalculations(/[^/]+/cancel)?|contacts/.+|rejected/resend)", re.DOTALL)
+AUDITED = re.compile(r"/api/(journeys/[^/]+|recalculations(/[^/]+/(cancel|confirm))?|contacts/.+|rejected/resend)", re.DOTALL)
 HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._~-]*))(?::(?P<port>[0-9]{0,5}))?")
 WITHOUT = re.compile(r"/operations/behind")  # every page asks for it
 

@@ -406,6 +406,28 @@ class Ready(_Answer):
     ready: bool
 
 
+class RecalculationPhase(_Answer):
+    """A phase of a recalculation. While the log is read, what was written already is joined."""
+
+    name: Literal["reading", "joining", "comparing", "building"]
+    progress: float = Field(ge=0, le=1)
+    seconds: float = Field(ge=0, description="for how long it has gone on")
+    total: int = Field(
+        ge=0, description="activities to read, messages to join, contacts to compare or to build results of; 0 while unknown"
+    )
+
+
+class RecalculationDifference(_Answer):
+    """How many contacts reach a stage by what is visible, and by what was rebuilt."""
+
+    journey: str
+    version: int
+    stage: int
+    visible: int = Field(ge=0)
+    expected: int = Field(ge=0, description="the visible ones without what the log no longer holds")
+    rebuilt: int = Field(ge=0)
+
+
 class Recalculation(_Answer):
     """A rebuilding of evidence from the log. Times are null until they come."""
 
@@ -419,9 +441,17 @@ class Recalculation(_Answer):
     events_total: int | None = Field(description="activities of the log to read; null until it is known")
     events_per_second: float | None = Field(description="how fast it reads at present")
     throttle: float | None = Field(description="how many activities a second it may read, as asked")
-    eta_seconds: float | None
+    eta_seconds: float | None = Field(description="for how long it will still go on, all phases together; null while that is unknown")
+    phase: Literal["reading", "joining", "comparing", "confirming", "building", "cancelling"] | None = Field(
+        description="what goes on. confirming: it waits for somebody, see differences; cancelling: what was announced of it is taken back"
+    )
+    phases: list[RecalculationPhase]
+    differences: list[RecalculationDifference] = Field(
+        description="why it waits, or waited, for a confirmation: all stages of the journeys that differ, those that differ most first"
+    )
+    confirmed_at: Time | None
     changed: int | None = Field(description="contacts that stand elsewhere than before; null until it is live")
-    reason: str | None = Field(description="why it failed")
+    reason: str | None = Field(description="why it failed, or waits for a confirmation")
     planned_at: Time
     started_at: Time | None
     finished_at: Time | None

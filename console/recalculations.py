@@ -17,6 +17,7 @@ from schemas import recalculation
 from schemas.journey import Journey
 from schemas.recalculation import (
     CANCELLED,
+    FAILED,
     MAX_CONTROL_MS,
     PLANNED,
     REQUEST,
@@ -70,7 +71,8 @@ class RecalculationStore:
     def wanted(self, journey: Journey) -> Wanted:
         """What *journey* should show."""
         source, one = self.table.source(journey), self.table.covering(journey)
-        return Wanted(journey.version or 1, None if source is None else source.generation, None if one is None else one.progress)
+        generation, enough = None if source is None else source.generation, self.table.visible(journey)
+        return Wanted(journey.version or 1, generation, None if one is None else one.progress, enough)
 
     def finished_at(self, journey: Journey) -> str | None:
         """When the evidence of *journey* was last rebuilt."""
@@ -111,10 +113,20 @@ class RecalculationStore:
         """Cancels a recalculation; what is visible stays as it is. Raises `ApiError`: 404, 409 when it is over, 503."""
         one = self.known(id_)
         if not one.over:
-            await self._write(one.but(state=CANCELLED, finished_at=self._now_ms(), eta_seconds=None, events_per_second=None))
+            await self._write(one.but(state=CANCELLED, reason=None, finished_at=self._now_ms(), eta_seconds=None, events_per_second=None))
             one = self.known(id_)
         if one.state != CANCELLED:
             raise ApiError(409, "recalculation_over", f'recalculation "{id_}" is {one.state} already and cannot be cancelled')
+        return one
+
+    async def confirm(self, id_: str) -> Recalculation:
+        """Confirms a recalculation that waits for it: it is switched to. Raises `ApiError`: 404, 409 when it does not wait, 503."""
+        one = self.known(id_)
+        if one.waits:
+            await self._write(one.but(confirmed_at=self._now_ms()))
+            one = self.known(id_)
+        if one.confirmed_at is None or one.state in (CANCELLED, FAILED):
+            raise ApiError(409, "nothing_to_confirm", f'recalculation "{id_}" is {one.state} and waits for no confirmation')
         return one
 
     async def _write(self, one: Recalculation) -> None:
@@ -131,6 +143,6 @@ class RecalculationStore:
 def shown(one: Recalculation) -> dict[str, Any]:
     """A recalculation as the API shows it: rules in words, nothing of our bookkeeping."""
     said = recalculation_json(one)
-    for internal in ("epoch", "retired", "unneeded", "switched_at"):
+    for internal in ("epoch", "retired", "unneeded", "switched_at", "log_begins"):
         said.pop(internal, None)
     return {**said, "rules": [rule.describe() for rule in one.rules]}

@@ -33,11 +33,21 @@ class Choice(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What a journey should show: its version and generation (None while evidence is missing), and how far the recalculation is that concerns it."""
+    """What a journey should show: its version and generation (None while evidence is missing), and how far the recalculation is that concerns it.
+
+    Views of the generation `enough` show the same already: a switch was cancelled since, and what it announced is being taken back.
+    """
 
     version: int
     generation: int | None
     recalculation: float | None
+    enough: int | None = None
+
+    @property
+    def target(self) -> tuple[int, int]:
+        """The oldest view that shows it. Only where no evidence is missing."""
+        assert self.generation is not None, "some evidence is missing"
+        return self.version, self.generation if self.enough is None else self.enough
 
 
 def choose(wanted: Wanted, partitions: Mapping[int, Mapping[str, Any]], asked: int | None = None) -> Choice:
@@ -59,9 +69,9 @@ def choose(wanted: Wanted, partitions: Mapping[int, Mapping[str, Any]], asked: i
         return Choice(view, "calculating", min(wanted.recalculation, 0.999))
     if wanted.generation is None:
         return Choice(view, "calculating", 0.0)
-    target = wanted.version, wanted.generation
-    if view is not None and view >= target:
+    if view is not None and view >= wanted.target:
         return Choice(view, "live", 1.0)
+    target = wanted.version, wanted.generation
     return Choice(view, "calculating", min(sum(b.get(target, (0.0, False))[0] for b in built) / len(built), 0.999))
 
 

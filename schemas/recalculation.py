@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
@@ -26,8 +26,18 @@ OVER = frozenset({LIVE, CANCELLED, FAILED})
 REQUEST, EDIT, SCHEDULE = "request", "edit", "schedule"
 Cause = Literal["request", "edit", "schedule"]
 CAUSES: tuple[str, ...] = get_args(Cause)
-WORKER, JOB, VIEWS = "worker", "job", "views"
-_TIMES = ("planned_at", "started_at", "switched_at", "finished_at", "log_from")
+Phase = Literal["reading", "joining", "comparing", "confirming", "building", "cancelling"]
+READING: Phase = "reading"
+JOINING: Phase = "joining"
+COMPARING: Phase = "comparing"
+CONFIRMING: Phase = "confirming"
+BUILDING: Phase = "building"
+CANCELLING: Phase = "cancelling"
+PHASES: tuple[Phase, ...] = (READING, JOINING, COMPARING, CONFIRMING, BUILDING)
+"""What goes on while a recalculation fills (reading, joining, comparing) and switches (confirming,
+building), in this order."""
+WORKER, JOB, VIEWS, COMPARISON = "worker", "job", "views", "comparison"
+_TIMES = ("planned_at", "started_at", "switched_at", "finished_at", "log_from", "confirmed_at")
 
 # The types of the wire. msgspec takes nothing for another type: no text for a number, no 1.5, NaN
 # or 1e999 for a whole number.
@@ -48,6 +58,33 @@ Reason = Annotated[str, Meta(max_length=100_000)]
 ControlTime = Annotated[int, Meta(ge=0, le=MAX_CONTROL_MS)] | Annotated[datetime, Meta(tz=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class PhaseProgress:
+    """How far a phase is, for how many seconds it has gone on, and of how many `total`: activities
+    to read, messages to join, contacts to compare or to build views of."""
+
+    name: Phase
+    progress: Share = 0.0
+    seconds: Amount = 0.0
+    total: Whole = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How many contacts reached a stage of a journey's version by the visible results, and by the
+    rebuilt evidence.
+
+    `expected`: by the visible evidence without what the log no longer holds.
+    """
+
+    journey: Name
+    version: Whole
+    stage: Whole
+    visible: Whole
+    expected: Whole
+    rebuilt: Whole
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recalculation:
     """`epoch`: counts the recalculations that began to fill, from 1; 0 while planned. Times in milliseconds since 1970 UTC or None.
@@ -55,6 +92,10 @@ class Recalculation:
     `journeys`: for which it was asked; `rules`: whose evidence it rebuilds. `retired`: keys (`schemas.rules.rule_key`, hex) of rules whose evidence
     is given up, `unneeded`: since when no journey needs one. `log_from`: the time of the oldest record that the log had. `events_read`,
     `events_total`: records of the log; `changed`: contacts whose stages are others than they were.
+
+    `switched_at`: since when views are built over its evidence. `phase`: what goes on, see `PHASES`; of a cancelled one `cancelling`, while what
+    was announced of it is taken back. `differences`: why it waits for a confirmation, which `confirmed_at` is the time of. `log_begins`: for each
+    partition whose log has lost its beginning, the time of the first record that is left.
     """
 
     id: str
@@ -78,10 +119,20 @@ class Recalculation:
     reason: str | None = None
     retired: frozenset[str] = frozenset()
     unneeded: dict[str, int] = field(default_factory=dict)
+    phase: str | None = None
+    phases: tuple[PhaseProgress, ...] = ()
+    confirmed_at: int | None = None
+    differences: tuple[Difference, ...] = ()
+    log_begins: dict[int, int] = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
         return self.state in OVER
+
+    @property
+    def waits(self) -> bool:
+        """Whether somebody has to confirm it before it is switched to."""
+        return self.phase == CONFIRMING and not self.over and self.confirmed_at is None
 
     def but(self, **changes: Any) -> Recalculation:
         """The same with *changes*."""
@@ -107,6 +158,7 @@ def recalculation_json(what: Recalculation) -> dict[str, Any]:
         "progress": what.progress, "events_read": what.events_read, "events_total": what.events_total,
         "events_per_second": what.events_per_second, "throttle": what.throttle, "eta_seconds": what.eta_seconds,
         "changed": what.changed, "reason": what.reason, "rules": [rule_json(rule) for rule in what.rules],
+        "phase": what.phase, "phases": [asdict(one) for one in what.phases], "differences": [asdict(one) for one in what.differences],
     }  # fmt: skip
     for name in _TIMES:
         time_ms = getattr(what, name)
@@ -115,6 +167,8 @@ def recalculation_json(what: Recalculation) -> dict[str, Any]:
         said["retired"] = sorted(what.retired)
     if what.unneeded:
         said["unneeded"] = {key: format_ms(at) for key, at in sorted(what.unneeded.items())}
+    if what.log_begins:
+        said["log_begins"] = {str(p): at_ms for p, at_ms in sorted(what.log_begins.items())}
     return said
 
 
@@ -147,6 +201,11 @@ class _RecalculationOnWire(msgspec.Struct):
     reason: Reason | None = None
     retired: frozenset[Name] = frozenset()
     unneeded: dict[Name, ControlTime] = {}
+    phase: Phase | None = None
+    phases: tuple[PhaseProgress, ...] = ()
+    confirmed_at: ControlTime | None = None
+    differences: tuple[Difference, ...] = ()
+    log_begins: dict[Partition, Annotated[int, Meta(ge=0, le=MAX_CONTROL_MS)]] = {}
 
 
 _read_recalculation = msgspec.json.Decoder(_RecalculationOnWire).decode
@@ -203,8 +262,8 @@ class WorkerReport:
     """What the owner of a partition says of a recalculation.
 
     `recording_from`: every activity of this partition's log from this offset on is recorded under the new epoch, now and by whoever comes after;
-    `log_begin`: where the log begins. `joined`, `handed`: the next offsets of rebuilt evidence and of handoffs not joined yet. `scanned`: 0 to 1, how
-    much of it shows; `shown`: all of it.
+    `log_begin`: where the log begins. `joined`, `handed`: the next offsets of rebuilt evidence and of handoffs not joined yet. `compared`, 0 to 1:
+    how much of it is compared with what is visible; `scanned`: how much of it shows; `shown`: all of it.
     """
 
     recording_from: Whole
@@ -214,18 +273,21 @@ class WorkerReport:
     scanned: Share = 0.0
     shown: bool = False
     changed: Whole = 0
+    compared: Share = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
     """What the job says of a partition of the log: read from `begin` up to `read`, and what it wrote of that ends before `written`
-    (partition -> offset)."""
+    (partition -> offset). What it has read up to `seen` it has not written yet: of all its partitions, evidence of `pending` contacts."""
 
     begin: Whole
     read: Whole
     at_ms: Whole
     written: dict[Partition, Whole] = field(default_factory=dict)
     error: Reason | None = None
+    seen: Whole = 0
+    pending: Whole = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +297,27 @@ class ViewsReport:
     views: tuple[tuple[Whole, Whole], ...]
 
 
-Report = WorkerReport | JobReport | ViewsReport
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How many contacts of a partition reached each stage of a journey's version, see `Difference`."""
+
+    journey: Name
+    version: Whole
+    visible: tuple[Whole, ...]
+    expected: tuple[Whole, ...]
+    rebuilt: tuple[Whole, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonReport:
+    """What a partition found when it compared rebuilt evidence with the visible results: of how many
+    contacts, and the journeys that are concerned."""
+
+    contacts: Whole
+    journeys: tuple[Compared, ...] = ()
+
+
+Report = WorkerReport | JobReport | ViewsReport | ComparisonReport
 SCHEDULE_KEY = b"schedule"  # beside the reports: since when which schedule is followed
 
 
@@ -271,13 +353,18 @@ def decode_schedule(value: bytes) -> Schedule:
         raise Refused("bad_schedule", f"not a schedule: {_short(error)}") from None
 
 
-_REPORTS: dict[str, type[Report]] = {WORKER: WorkerReport, JOB: JobReport, VIEWS: ViewsReport}
+_REPORTS: dict[str, type[Report]] = {
+    WORKER: WorkerReport,
+    JOB: JobReport,
+    VIEWS: ViewsReport,
+    COMPARISON: ComparisonReport,
+}
 _read_report = {who: msgspec.json.Decoder(type_).decode for who, type_ in _REPORTS.items()}
-_REPORT_KEY = re.compile(rb"(.{1,800})/(worker|job|views)/(0|[1-9][0-9]{0,5})", re.DOTALL)
+_REPORT_KEY = re.compile(rb"(.{1,800})/(worker|job|views|comparison)/(0|[1-9][0-9]{0,5})", re.DOTALL)
 
 
 def report_key(what: str, who: str, partition: int) -> bytes:
-    """The key of a report: of a recalculation `id/worker/3` or `id/job/3`, of a journey `id/views/3`."""
+    """The key of a report: of a recalculation `id/worker/3`, `id/job/3` or `id/comparison/3`, of a journey `id/views/3`."""
     return f"{what}/{who}/{partition}".encode()
 
 
@@ -285,8 +372,7 @@ def encode_report(report: Report) -> bytes:
     """The value of a report."""
     if isinstance(report, JobReport) and report.error is not None:
         report = replace(report, error=report.error[:MAX_REASON].encode(errors="replace").decode())
-    fields = {name: getattr(report, name) for name in report.__dataclass_fields__}
-    return json.dumps(fields).encode()
+    return json.dumps(asdict(report)).encode()
 
 
 def decode_report(key: bytes | None, value: bytes | None) -> tuple[str, str, int, Report | None]:
@@ -298,7 +384,7 @@ def decode_report(key: bytes | None, value: bytes | None) -> tuple[str, str, int
     if found is None:
         raise Refused(
             "bad_report",
-            "not a report: the key is not ID/worker/PARTITION, ID/job/PARTITION or ID/views/PARTITION",
+            f"not a report: the key is not ID/KIND/PARTITION with a kind of {', '.join(_REPORTS)}",
         )
     try:
         id_, who, partition = found[1].decode(), found[2].decode(), int(found[3])

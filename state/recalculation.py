@@ -1,33 +1,37 @@
 """Recalculation: the state machine of rebuilding evidence, and what it means for partitions. Pure; reads no topic, knows no clock.
 
 Evidence of a rule is kept under one key an epoch, so that the new grows beside the old and neither is ever mixed. `Table` folds the recalculations
-topic and says which keys partitions record and which a journey's view reads; `Reports` folds what workers and jobs say of it; `advance` says the next
-step (design, section 6, recalculation). Every step is idempotent: two drivers that act at the same time do no harm.
+topic and says which keys partitions record and which a journey's view reads; `Reports` folds what workers and jobs say of it. The next step of one
+under way is decided by `progression`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import replace
 from hashlib import blake2b
 from typing import NamedTuple
 
 from schemas.journey import Journey
 from schemas.recalculation import (
     CANCELLED,
+    CANCELLING,
+    COMPARING,
+    COMPARISON,
     EDIT,
     FAILED,
     FILLING,
     JOB,
     LIVE,
-    MAX_AMOUNT,
     MAX_EPOCH,
-    MAX_WHOLE,
     OVER,
+    PHASES,
     PLANNED,
+    READING,
     SWITCHING,
     VIEWS,
     WORKER,
+    ComparisonReport,
     JobReport,
     Recalculation,
     Report,
@@ -39,7 +43,6 @@ from schemas.rules import Rule, rule_key
 from .progress import rules_of
 from .views import Source
 
-MAX_HOPS = 16  # a join follows so many pointers at most, for all practical purposes: their number grows with the logarithm of the merges
 KEPT = 100  # recalculations that are over and whose evidence nobody needs
 _RANK = {PLANNED: 0, FILLING: 1, SWITCHING: 2} | dict.fromkeys(OVER, 3)
 
@@ -104,7 +107,7 @@ class Table:
             self._keys[id_] = by_key(record.rules)
         (self.stale.discard if after == record else self.stale.add)(id_)
         self.records[id_] = after
-        if before is not None and (before.state, before.epoch, before.retired) == (after.state, after.epoch, after.retired):
+        if before is not None and _concerns_partitions(before) == _concerns_partitions(after):
             return False
         self._index, self.turns = None, self.turns + 1
         return True
@@ -161,6 +164,12 @@ class Table:
                 newest = one
         return Source(keys, generation, None if newest is None else newest.id)
 
+    def visible(self, journey: Journey) -> int | None:
+        """The generation from which on a view of *journey* shows what `source` says: views that a cancelled switch has built again show the same as
+        those before it. None when some evidence was never collected."""
+        readable = [self.standing(rule).readable for rule in rules_by_key(journey)]
+        return max((2 * found[0].epoch for found in readable), default=0) if all(readable) else None
+
     def settled(self, rules: Iterable[bytes]) -> int:
         """The newest generation of a journey with *rules* (keys) that no recalculation under way has to do with."""
         return max((self.standing(rule).settled for rule in rules), default=0)
@@ -176,8 +185,8 @@ class Table:
             for key, standing in self._standing().items()
             for one in standing.readable
         }
-        for one in self.records.values():
-            if one.state == FILLING:
+        for one in self.active():
+            if one.switched_at is None:
                 found.update({evidence_key(key, one.id): rule for key, rule in self._keys[one.id].items()})
         return found
 
@@ -219,17 +228,34 @@ def _joined(before: Recalculation, after: Recalculation) -> Recalculation:
     """What is true when *after* comes behind *before*: whoever wrote it may not have known of *before*."""
     if before.state in OVER and after.state != before.state:
         return before
-    if _RANK[after.state] < _RANK[before.state]:
+    if _place(after) < _place(before):
         return before
+    switched_at = before.switched_at or after.switched_at
+    phase = after.phase
+    if after.state == CANCELLED != before.state:
+        phase = CANCELLING if switched_at is not None else None
     return after.but(
+        phase=phase,
         rules=before.rules,
         journeys=before.journeys,
         epoch=max(before.epoch, after.epoch),
         started_at=before.started_at or after.started_at,
-        switched_at=before.switched_at or after.switched_at,
+        switched_at=switched_at,
+        confirmed_at=before.confirmed_at or after.confirmed_at,
         finished_at=before.finished_at or after.finished_at,
         retired=before.retired | after.retired,
     )
+
+
+def _place(one: Recalculation) -> tuple[int, int]:
+    """How far *one* is: by state, and while it is under way by phase."""
+    phase = PHASES.index(one.phase) if not one.over and one.phase in PHASES else -1
+    return _RANK[one.state], phase
+
+
+def _concerns_partitions(one: Recalculation) -> tuple[object, ...]:
+    """What partitions have to know of *one*."""
+    return one.state, one.epoch, one.retired, one.switched_at is None, one.phase == COMPARING
 
 
 class Reports:
@@ -256,11 +282,13 @@ class Reports:
             report = WorkerReport(
                 min(before.recording_from, report.recording_from), report.log_begin,
                 max(before.joined, report.joined), max(before.handed, report.handed), report.scanned,
-                before.shown or report.shown, max(before.changed, report.changed),
+                before.shown or report.shown, max(before.changed, report.changed), report.compared,
             )  # fmt: skip
         elif isinstance(before, JobReport) and isinstance(report, JobReport):
             written = {p: max(before.written.get(p, 0), report.written.get(p, 0)) for p in {*before.written, *report.written}}
-            report = JobReport(min(before.begin, report.begin), max(before.read, report.read), report.at_ms, written, report.error)
+            report = replace(
+                report, begin=min(before.begin, report.begin), read=max(before.read, report.read), written=written
+            )
         mine[who, partition] = report
 
     def common(self, journey: str, partitions: int) -> tuple[int, int] | None:
@@ -287,6 +315,11 @@ class Reports:
             for p, end in report.written.items() if isinstance(report, JobReport) else ():
                 found[p] = max(found.get(p, 0), end)
         return found
+
+    def comparison(self, recalculation: str, partition: int) -> ComparisonReport | None:
+        """What *partition* found when it compared."""
+        found = self._said.get(recalculation, {}).get((COMPARISON, partition))
+        return found if isinstance(found, ComparisonReport) else None
 
     def of(self, recalculation: str) -> list[tuple[str, int]]:
         """`(who, partition)` of all reports there are of a recalculation."""
@@ -354,15 +387,6 @@ def forgotten(table: Table) -> list[str]:
     return [one.id for one in gone[: max(0, len(gone) - KEPT)]]
 
 
-@dataclass(slots=True)
-class Flush:
-    """How far a driver is with waiting for rebuilt evidence that aliases send on: each round takes every join one pointer further."""
-
-    rounds: int = 0
-    ends: Mapping[int, int] | None = None
-    rate: list[tuple[int, int]] = field(default_factory=list)  # (milliseconds, records read), of the last seconds
-
-
 def begin(table: Table, now_ms: int) -> Recalculation | None:
     """The next planned recalculation, filling; None when one is under way or none is planned."""
     if table.active():
@@ -377,83 +401,4 @@ def begin(table: Table, now_ms: int) -> Recalculation | None:
             finished_at=now_ms,
             reason=f"a recalculation has the highest epoch there is, {MAX_EPOCH}",
         )
-    return planned.but(state=FILLING, epoch=epoch, started_at=now_ms)
-
-
-def advance(
-    one: Recalculation, reports: Reports, partitions: int, flush: Flush, handoff_ends: Mapping[int, int], now_ms: int
-) -> Recalculation:
-    """*one*, which is filling or switching, as it stands now: to be written, if it differs.
-
-    *handoff_ends*: where the handoffs of each partition end, asked for after the reports were read. *flush* is the driver's own, and remembers.
-    """
-    workers = [reports.worker(one.id, p) for p in range(partitions)]
-    if one.state == SWITCHING:
-        said = [w for w in workers if w is not None]
-        if len(said) == partitions and all(w.shown for w in said):
-            return one.but(
-                state=LIVE,
-                finished_at=now_ms,
-                progress=1.0,
-                changed=_whole(sum(w.changed for w in said)),
-                eta_seconds=0.0,
-                events_per_second=None,
-            )
-        scanned = sum(w.scanned for w in said) / partitions
-        return one.but(progress=round(0.9 + 0.099 * scanned, 4))
-    jobs = [reports.job(one.id, p) for p in range(partitions)]
-    error = next((job.error for job in jobs if job is not None and job.error), None)
-    if error is not None:
-        return one.but(state=FAILED, finished_at=now_ms, reason=error)
-    one = _measured(one, workers, jobs, flush, now_ms)
-    if not all(w is not None and _read(w, job) for w, job in zip(workers, jobs, strict=True)):
-        return one
-    written = reports.written(one.id)
-    if any(w is None or w.joined < written.get(p, 0) for p, w in enumerate(workers)):
-        return one
-    if flush.ends is not None and any(w is None or w.handed < flush.ends[p] for p, w in enumerate(workers)):
-        return one
-    still = flush.ends is not None and all(handoff_ends[p] <= flush.ends[p] for p in range(partitions))
-    if still or flush.rounds >= MAX_HOPS:
-        return one.but(state=SWITCHING, switched_at=now_ms, progress=0.9, eta_seconds=None)
-    flush.rounds, flush.ends = flush.rounds + 1, dict(handoff_ends)
-    return one
-
-
-def _read(worker: WorkerReport, job: JobReport | None) -> bool:
-    """Whether the log of a partition was read as far as the worker has not recorded by itself."""
-    return worker.recording_from <= worker.log_begin or (job is not None and job.read >= worker.recording_from)
-
-
-def _measured(
-    one: Recalculation, workers: list[WorkerReport | None], jobs: list[JobReport | None], flush: Flush, now_ms: int
-) -> Recalculation:
-    """*one* with how much of the log is read, and how fast."""
-    total = read = 0
-    complete = True
-    for worker, job in zip(workers, jobs, strict=True):
-        if worker is None:
-            complete = False
-            continue
-        begin = worker.log_begin if job is None else job.begin
-        length = max(0, worker.recording_from - begin)
-        total += length
-        read += 0 if job is None else min(length, max(0, job.read - begin))
-    flush.rate.append((now_ms, read))
-    while len(flush.rate) > 2 and flush.rate[0][0] < now_ms - 5000:
-        flush.rate.pop(0)
-    (then_ms, then), (at_ms, now) = flush.rate[0], flush.rate[-1]
-    rate = max(0, now - then) * 1000 / (at_ms - then_ms) if at_ms > then_ms else None
-    eta = round((total - read) / rate, 1) if complete and rate else None
-    progress = 0.0 if not complete else 0.9 * (read / total if total else 1.0)
-    return one.but(
-        events_read=_whole(read), events_total=_whole(total) if complete else None,
-        events_per_second=None if rate is None else min(round(rate, 1), MAX_AMOUNT),
-        eta_seconds=None if eta is None else min(eta, MAX_AMOUNT),
-        progress=round(min(progress, 0.899), 4),
-    )  # fmt: skip
-
-
-def _whole(number: int) -> int:
-    """Return *number*, at most what the topic takes: sums of what is reported may be greater."""
-    return min(number, MAX_WHOLE)
+    return planned.but(state=FILLING, phase=READING, epoch=epoch, started_at=now_ms)

@@ -175,6 +175,10 @@ class Settings(BaseModel):
                                          "Europe/Berlin.")
     recalculation_events_per_second: float | None = Field(None, ge=1, description="Activities a second that recalculations read at most, "
                                                           "unless one says otherwise. Empty: as fast as the living allows.")
+    recalculation_tolerance_share: float = Field(0.2, ge=0, le=1000, description="By how much of what is visible the rebuilt results of a stage "
+                                                 "may differ; a recalculation that differs by more waits for somebody's confirmation.")
+    recalculation_tolerance_contacts: int = Field(100, ge=1, le=2**53 - 1, description="A stage that differs by fewer contacts needs no "
+                                                  "confirmation, whatever share of the visible ones they are.")
     evidence_retention_days: float = Field(7.0, ge=0, description="How long evidence of rules that no journey needs any more is kept, so that "
                                            "undoing an edit is quick.")
 

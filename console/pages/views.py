@@ -247,12 +247,26 @@ def waits(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+PHASES = {
+    "reading": "Reads the log",
+    "joining": "Joins what was read",
+    "comparing": "Compares with what is visible",
+    "confirming": "Waits for a confirmation",
+    "building": "Builds the results",
+    "cancelling": "Takes back what was announced",
+}
+
+
 def recalculation(one: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A recalculation under way, in words."""
     if one is None:
         return None
     total, rate, eta = one["events_total"], one["events_per_second"], one["eta_seconds"]
+    current = next((phase for phase in one["phases"] if phase["name"] == one["phase"]), None)
     return {
+        "phase": PHASES.get(one["phase"], ""),
+        "phase_percent": None if current is None else int(current["progress"] * 100),
+        "confirms": one["phase"] == "confirming" and one["confirmed_at"] is None and one["state"] == "switching",
         "id": one["id"], "state": one["state"], "cause": one["cause"], "percent": int(one["progress"] * 100),
         "read": number(one["events_read"]), "total": number(total), "rate": None if rate is None else number(int(rate)),
         "left": None if eta is None else duration(max(1, round(eta))), "throttle": None if one["throttle"] is None else number(int(one["throttle"])),
@@ -310,9 +324,19 @@ def recalculation_line(one: Mapping[str, Any], names: Mapping[str, str]) -> dict
     if one["started_at"] and one["finished_at"]:
         took = duration(max(1, round((datetime.fromisoformat(one["finished_at"]) - datetime.fromisoformat(one["started_at"])).total_seconds())))
     mine = [names.get(id_, id_) for id_ in one["journeys"]]
+    state = "cancelling" if one["phase"] == "cancelling" else one["state"]
+    differences = [
+        {
+            "journey": names.get(row["journey"], row["journey"]), "version": row["version"], "stage": row["stage"],
+            "visible": number(row["visible"]), "rebuilt": number(row["rebuilt"]),
+            "expected": None if row["expected"] == row["visible"] else number(row["expected"]),
+        }
+        for row in one["differences"]
+    ]  # fmt: skip
     return {
         **found, "journeys": mine[:3], "others": max(0, len(mine) - 3), "ids": one["journeys"], "rules": len(one["rules"]), "reason": one["reason"],
         "changed": number(one["changed"]), "over": one["state"] in ("live", "cancelled", "failed"), "finished_at": one["finished_at"], "took": took,
+        "label": "waits for a confirmation" if found["confirms"] else state, "differences": differences if found["confirms"] else [],
         "kind": {"live": "good", "failed": "bad", "cancelled": ""}.get(one["state"], "warn"),
     }  # fmt: skip
 

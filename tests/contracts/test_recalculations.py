@@ -23,6 +23,7 @@ pytestmark = pytest.mark.embedded
 ROOT = Path(__file__).parents[2]
 FIELDS = {
     "id", "state", "cause", "journeys", "rules", "progress", "events_read", "events_total", "events_per_second", "throttle", "eta_seconds",
+    "phase", "phases", "differences", "confirmed_at",
     "changed", "reason", "planned_at", "started_at", "finished_at", "log_from",
 }  # fmt: skip
 
@@ -108,7 +109,7 @@ def test_mistakes_are_told(waypost: Waypost, body: Any, status: int, code: str) 
 
 
 def test_what_there_is_not(waypost: Waypost, name: str) -> None:
-    for method, path in (("GET", "nothing"), ("POST", "nothing/cancel")):
+    for method, path in (("GET", "nothing"), ("POST", "nothing/cancel"), ("POST", "nothing/confirm")):
         answer = waypost.http.request(method, f"/api/recalculations/{path}")
         assert (answer.status_code, error_of(answer)["code"]) == (404, "unknown_recalculation")
     assert error_of(waypost.http.get("/api/recalculations", params={"cursor": "nothing"}))["code"] == "unknown_cursor"
@@ -118,6 +119,8 @@ def test_what_there_is_not(waypost: Waypost, name: str) -> None:
     ended(waypost, id_)
     late = waypost.http.post(f"/api/recalculations/{id_}/cancel")
     assert (late.status_code, error_of(late)["code"]) == (409, "recalculation_over")
+    late = waypost.http.post(f"/api/recalculations/{id_}/confirm")
+    assert (late.status_code, error_of(late)["code"]) == (409, "nothing_to_confirm")
 
 
 def test_without_a_schedule_there_is_no_next_run(waypost: Waypost) -> None:

@@ -42,7 +42,8 @@ from schemas.recalculation import (
     report_key,
 )
 from schemas.rules import VisitedPage
-from state.recalculation import Flush, Reports, Table, advance, begin
+from state.progression import Flush, advance
+from state.recalculation import Reports, Table, begin
 from tests.support.hostile import hostile_variants
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

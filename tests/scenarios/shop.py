@@ -19,9 +19,10 @@ from agents import questions
 from agents.partition import SOURCES, Context, Partition
 from agents.reporter import views_of
 from schemas.journey import Journey, parse_journey
-from schemas.recalculation import PLANNED, REQUEST, Recalculation
+from schemas.recalculation import CANCELLED, PLANNED, REQUEST, Recalculation
 from schemas.times import format_ms, parse_ms
 from state import records
+from state.comparison import Tolerance
 from state.matching import Matcher
 from state.recalculation import rules_by_key
 from state.totals import Cell, results, summed
@@ -176,6 +177,35 @@ class Shop:
         self._finish()
         return self._context.recalculations.records[one.id]
 
+    def confirm(self, one: Recalculation) -> Recalculation:
+        """Somebody makes the results of *one* visible, which waits for it."""
+        self._recalculating.take(one.but(confirmed_at=ms("23:00")))
+        self._finish()
+        return self._context.recalculations.records[one.id]
+
+    def cancel(self, one: Recalculation) -> Recalculation:
+        """Somebody cancels *one*."""
+        self._recalculating.take(one.but(state=CANCELLED, finished_at=ms("23:00")))
+        self._finish()
+        return self._context.recalculations.records[one.id]
+
+    def tolerate(self, contacts: int) -> None:
+        """From now on a stage may differ by less than so many contacts, or by a fifth, without a confirmation."""
+        self._recalculating.tolerance = Tolerance(0.2, contacts)
+
+    def lose(self, *contacts: Contact) -> None:
+        """The log comes back without what these contacts did."""
+        names = {contact.id for contact in contacts}
+        for (topic, _), log in self._logs.items():
+            for record in log if topic == "activities" else ():
+                if record.value is not None and json.loads(record.value)["contact_id"] in names:
+                    record.value = None
+
+    def begin_log(self, at: str) -> None:
+        """The first record that retention has left of each partition is of *at*."""
+        self.forget_before(at)
+        self._recalculating.log_begins = dict.fromkeys(range(PARTITIONS), ms(at))
+
     def forget_before(self, at: str) -> int:
         """Retention takes activities before *at* from the log; how many are left of those that were. Offsets stay what they were."""
         kept = 0
@@ -195,7 +225,7 @@ class Shop:
 
     def _reconcile(self) -> None:
         for partition in self._partitions:
-            self._in_loop(partition.building.reconcile)
+            self._in_loop(partition.reconcile)
 
     def new_id(self, kind: str) -> str:
         self._ids += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agents.driver import next_run_ms, scheduled
-from schemas.recalculation import CANCELLED, LIVE, Schedule
+from schemas.recalculation import CANCELLED, CONFIRMING, LIVE, SWITCHING, Schedule
 from schemas.times import parse_ms
 from state.recalculation import Table, missing
 
@@ -101,6 +101,88 @@ def test_what_retention_took_from_the_log_counts_no_longer_and_only_differences_
     assert bank.changes(bank.contact("kim")) == [reached(1, "10:00"), left(1, was="10:00")]
     assert bank.last_change()["cause"] == "recalculation"
     assert bank.last_change()["cause_id"] == done.id
+
+
+def fallen(bank: Shop) -> None:
+    """Of eight who reached the first stage, six are missing when the log is read again."""
+    bank.tolerate(contacts=3)
+    names = ("ada", "bob", "eve", "kim", "leo", "mia", "ned", "ola")
+    for name in names:
+        bank.contact(name).visits("/campaign/smb", at="10:00")
+    for name in names[:4]:
+        bank.contact(name).submits("loan-smb", at="10:10")
+    bank.lose(*map(bank.contact, names[2:]))
+
+
+def test_results_that_fall_by_three_quarters_wait_for_a_confirmation_with_the_numbers_of_both(bank: Shop) -> None:
+    fallen(bank)
+    waiting = bank.recalculate()
+    assert (waiting.state, waiting.phase, waiting.waits) == (SWITCHING, CONFIRMING, True)
+    found = [(one.stage, one.visible, one.expected, one.rebuilt) for one in waiting.differences]
+    assert found == [(1, 8, 8, 2), (2, 4, 4, 2), (3, 0, 0, 0), (4, 0, 0, 0)]
+    assert waiting.reason is not None
+    assert '"loan", stage 1: 8 contacts are visible, 2 were rebuilt' in waiting.reason
+    assert bank.results() == [8, 4, 0, 0]
+    assert bank.last_change()["cause"] == "activity", "nothing was announced"
+    bank.contact("zoe").visits("/campaign/smb", at="11:00")
+    assert bank.results() == [9, 4, 0, 0], "what arrives meanwhile counts"
+    done = bank.confirm(waiting)
+    assert (done.state, done.phase, done.reason, done.changed) == (LIVE, None, None, 6)
+    assert bank.results() == [3, 2, 0, 0]
+    assert bank.changes(bank.contact("kim")) == [reached(1, "10:00"), reached(2, "10:10"), left(1, was="10:00"), left(2, was="10:10")]
+    assert bank.last_change()["cause_id"] == done.id
+
+
+def test_cancelling_what_waits_keeps_the_results_and_says_nothing(bank: Shop) -> None:
+    fallen(bank)
+    waiting = bank.recalculate()
+    before = bank.last_change()
+    cancelled = bank.cancel(waiting)
+    assert (cancelled.state, cancelled.phase, cancelled.switched_at) == (CANCELLED, None, None)
+    assert bank.results() == [8, 4, 0, 0]
+    assert bank.last_change() is before
+    bank.contact("kim").clicks("https://bank.example/download-case-study", at="12:00", email="smb-jumpstart")
+    assert bank.results() == [8, 4, 1, 0]
+    assert bank.recalculate().waits, "the log has lost the same still"
+
+
+def test_a_difference_that_retention_explains_needs_no_confirmation(bank: Shop) -> None:
+    told(bank)
+    bank.tolerate(contacts=1)
+    bank.begin_log("10:25")
+    assert bank.recalculate().state == LIVE
+    assert bank.results() == [0, 0, 0, 0]
+
+
+def test_retention_explains_no_more_than_it_took(bank: Shop) -> None:
+    bank.tolerate(contacts=3)
+    for n in range(4):
+        bank.contact(f"old-{n}").visits("/campaign/smb", at="09:00")
+    new = [bank.contact(f"new-{n}") for n in range(4)]
+    for contact in new:
+        contact.visits("/campaign/smb", at="12:00")
+    bank.begin_log("11:00")
+    bank.lose(*new[:3])
+    waiting = bank.recalculate()
+    first = waiting.differences[0]
+    assert (waiting.waits, first.visible, first.expected, first.rebuilt) == (True, 8, 4, 1)
+
+
+def test_who_was_erased_or_merged_since_is_no_difference(bank: Shop) -> None:
+    bank.tolerate(contacts=1)
+    told(bank)
+    bank.contact("ada").asks_to_be_forgotten(at="12:00")
+    bank.contact("kim").turns_out_to_be(bank.contact("eve"), at="12:00")
+    assert bank.results() == [2, 2, 1, 0]
+    assert bank.recalculate().state == LIVE
+    assert bank.results() == [2, 2, 1, 0]
+
+
+def test_a_version_with_a_new_rule_has_nothing_to_compare_with(bank: Shop) -> None:
+    told(bank)
+    bank.tolerate(contacts=1)
+    bank.edit({"name": "Somebody", "condition": {"any": [{"rule": "became_member"}]}})
+    assert bank.results() == [0]
 
 
 def test_evidence_of_earlier_recalculations_goes(bank: Shop) -> None:

@@ -31,6 +31,7 @@ def check(cluster: Cluster) -> None:
     """Compares everything. Raises AssertionError, which says what differs."""
     history = cluster.plan.history(cluster.facts_sent)
     people = oracle.persons(history)
+    cluster.recalculating.check_rest()
     check_places(cluster, history, people)
     journeys = cluster.plan.journeys(cluster.facts_sent)
     answers = {id_: oracle.answer(journey, history) for id_, journey in journeys.items()}

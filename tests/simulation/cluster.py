@@ -15,6 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 import agents.building
+import agents.comparing
 import agents.partition
 import agents.pipeline
 import agents.succession
@@ -92,6 +93,7 @@ class Cluster:
                 self.changelog_ends[partition] += 1
             return self.changelog_ends[partition] - 1
         if topic == "stage-changes":
+            self.recalculating.check_switched(value for _, _, value, _, _ in records)
             self.changes.extend((key, value) for _, key, value, _, _ in records)
         elif topic == "rejected":
             self.rejected.extend(records)
@@ -306,7 +308,7 @@ class Cluster:
         async def reconcile() -> None:
             for part in worker.open.values():
                 if part.active:
-                    part.building.reconcile()
+                    part.reconcile()
 
         self.loop.finish(reconcile())
         self.recalculating.match(worker)
@@ -438,6 +440,7 @@ def with_doubles(seed: int) -> Iterator[None]:
         patch.multiple(agents.partition, Ledger=MemoryLedger, IN_FLIGHT=in_flight),
         patch.multiple(agents.building, SCAN_CONTACTS=contacts, parse_journey=journey),
         patch.object(agents.succession, "REPEATED_CONTACTS", contacts),
+        patch.object(agents.comparing, "STEP_CONTACTS", contacts),
         patch.object(state.views, "Projection", projection),
     ):
         yield

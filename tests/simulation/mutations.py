@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import state.identity
 import state.progress
+import state.progression
 import state.recalculation
 import state.records
 import tests.simulation.recalculating
@@ -324,7 +325,7 @@ def rebuilt_evidence_is_not_waited_for() -> Iterator[None]:
 
 @mutation
 def what_aliases_send_on_is_not_waited_for() -> Iterator[None]:
-    with patch.object(state.recalculation, "MAX_HOPS", 0):
+    with patch.object(state.progression, "MAX_HOPS", 0):
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from agents.reporter import report_of, views_of
 from schemas.journey import Journey
 from schemas.recalculation import (
     CANCELLED,
+    CANCELLING,
+    COMPARISON,
     FILLING,
     JOB,
     PLANNED,
@@ -18,6 +21,7 @@ from schemas.recalculation import (
     SWITCHING,
     VIEWS,
     WORKER,
+    ComparisonReport,
     JobReport,
     Recalculation,
     ViewsReport,
@@ -25,9 +29,12 @@ from schemas.recalculation import (
 )
 from schemas.rules import Rule, rule_key
 from state import records
+from state.comparison import Tolerance
 from state.evidence import moment
 from state.matching import Matcher
-from state.recalculation import Flush, Reports, Table, advance, begin, evidence_key, missing, rules_by_key, unneeded
+from state.messages import RECALCULATION as CAUSE
+from state.progression import Flush, advance, taken_back
+from state.recalculation import Reports, Table, begin, evidence_key, missing, rules_by_key, unneeded
 from streams.partitioner import partition_of
 from tests.support.recalculating import rebuilt
 
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
     from .worker import Worker
 
 Control = dict[str, Journey] | tuple[str, Recalculation]
+STRICT = Tolerance(share=-1.0, contacts=0)  # whatever is compared waits for a confirmation
 KEEP_MS = 40  # evidence that no journey needs: the clock ticks with each act of a driver
 
 
@@ -72,6 +80,8 @@ class Recalculating:
         self.due = True  # a driver may have something to do
         self.requests = 0
         self.cancels = cluster.rng.choice((0, 0, 1, 2))
+        self.tolerance = cluster.rng.choice((Tolerance(), STRICT))
+        self.compared: dict[tuple[str, int], ComparisonReport] = {}
         self.read: dict[tuple[str, int], int] = {}  # by the job: (recalculation, partition) -> read to
 
     # ------------------------------------------------------------------ topics
@@ -84,8 +94,9 @@ class Recalculating:
         self.due = True
         if one.state == SWITCHING and before is not None and before.state == FILLING:
             self.check_complete(one)
-        if before is None or before.state != one.state:
-            self.cluster.say(f"recalculation {one.id}: {before.state if before else None} -> {one.state}")
+        if before is None or (before.state, before.phase) != (one.state, one.phase):
+            was = None if before is None else (before.state, before.phase)
+            self.cluster.say(f"recalculation {one.id}: {was} -> {one.state, one.phase}")
 
     def journeys(self, catalog: dict[str, Journey]) -> None:
         self.control.append(catalog)
@@ -143,6 +154,13 @@ class Recalculating:
         old = [entry[1] for entry in self.control if isinstance(entry, tuple) and entry[0] == one.id and not entry[1].over]
         self.write(rng.choice(old).but(state=CANCELLED, finished_at=self._now()))
 
+    def confirm(self, one: Recalculation) -> None:
+        """Somebody confirms one that waits, or refuses it."""
+        if self.cluster.rng.random() < 0.8:
+            self.write(one.but(confirmed_at=self._now()))
+        else:
+            self.write(one.but(state=CANCELLED, finished_at=self._now()))
+
     def _now(self) -> int:
         self.clock_ms += 1
         return self.clock_ms
@@ -164,6 +182,9 @@ class Recalculating:
             found.append((1.0, self.cancel))
         if not active:
             return found
+        for one in active:
+            if one.waits:
+                found.append((0.3, partial(self.confirm, one)))
         if rng.random() < 0.03:
             found.append((0.3, partial(self.drive, rng.choice(self.cluster.workers), False)))
         if all_of_them or rng.random() < 0.4:
@@ -172,6 +193,9 @@ class Recalculating:
                     report = report_of(worker.open[p], one, self.reports.worker(one.id, p), 0, len(self.cluster.logs["activities", p]))
                     if self.said.get((one.id, p)) != report:
                         found.append((1.0, partial(self.report, one, p, report)))
+                    compared = worker.open[p].comparing.found.get(one.id)
+                    if compared is not None and self.compared.get((one.id, p)) != compared:
+                        found.append((1.0, partial(self.report_compared, one, p, compared)))
         for one in active:
             if one.state == FILLING:
                 for p in range(len(owner)):
@@ -181,6 +205,8 @@ class Recalculating:
         return found
 
     def report_views(self, journey: str, p: int, views: tuple[tuple[int, int], ...]) -> None:
+        if any(one.phase == CANCELLING for one in self.table.records.values()):
+            self.due = True
         self.views[journey, p] = views
         self.reports.take(journey, VIEWS, p, ViewsReport(views))
 
@@ -189,6 +215,11 @@ class Recalculating:
         self.reports.take(one.id, WORKER, p, report)
         self.due = True
         self.cluster.say(f"partition {p} of {one.id}: {report}")
+
+    def report_compared(self, one: Recalculation, p: int, report: ComparisonReport) -> None:
+        self.compared[one.id, p] = report
+        self.reports.take(one.id, COMPARISON, p, report)
+        self.due = True
 
     def drive(self, worker: Worker, real: bool) -> None:
         """A driver acts: the owner of partition 0, or one that was, and knows only what it has read."""
@@ -207,11 +238,15 @@ class Recalculating:
             flush = self.flushes.setdefault((worker.number, one.id), Flush())
             rounds = flush.rounds
             ends = {p: len(self.cluster.logs["handoffs", p]) for p in range(n)}
-            after = advance(one, self.reports, n, flush, ends, now_ms)
+            after = advance(one, self.reports, n, flush, ends, now_ms, self.tolerance)
             waiting = waiting or flush.rounds != rounds
             if after.state != one.state:
                 del self.flushes[worker.number, one.id]
+            if (after.state, after.phase) != (one.state, one.phase):
                 out.append(after)
+        for one in table.records.values():
+            if one.phase == CANCELLING and taken_back(one, table, self.reports, catalog.values(), n):
+                out.append(one.but(phase=None))
         if real:
             self.due = waiting or bool(out)
         for one in out:
@@ -237,6 +272,20 @@ class Recalculating:
             self.due = True
 
     # ------------------------------------------------------------------ what must hold
+
+    def check_switched(self, changes: Iterable[bytes]) -> None:
+        """Nothing is announced of a recalculation before it is switched to."""
+        for value in changes:
+            change = json.loads(value)
+            one = self.table.records.get(change["cause_id"] or "")
+            if change["cause"] == CAUSE and one is not None:
+                assert one.switched_at is not None, f"{one.id} is {one.state}, {one.phase}, and announced {change}"
+
+    def check_rest(self) -> None:
+        """What was announced of cancelled recalculations is taken back in the end, and none waits."""
+        for one in self.table.records.values():
+            assert one.over, f"{one.id} is {one.state}, {one.phase}"
+            assert one.phase is None, f"{one.id} is {one.state} and still {one.phase}"
 
     def check_complete(self, one: Recalculation) -> None:
         """When a recalculation is switched to, all that was known of its rules is known under the new epoch, contact by contact.

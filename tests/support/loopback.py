@@ -123,7 +123,7 @@ class Loopback:
 
     def _reconcile(self) -> None:
         for partition in self.partitions.values():
-            partition.building.reconcile()
+            partition.reconcile()
 
     def apply(self, journey: dict[str, Any] | Journey) -> None:
         """A journey on the topic; its rules are collected as the next `settle` goes on."""
@@ -173,7 +173,7 @@ class Loopback:
             moved = any([await self.step(*place) for place in places])
             for partition in self.partitions.values():
                 await partition.drain()  # a view begins once the changelog knows of it
-                for scan in list(partition.building.scans.values()):
+                for scan in [*partition.building.scans.values(), *partition.comparing.tasks.values()]:
                     await scan
                 await partition.drain()
         if self.failures:

@@ -10,9 +10,19 @@ from agents import handoffs, intake, rebuilding
 from agents.partition import Context, Partition
 from agents.partitions import recorded
 from agents.reporter import report_of
-from schemas.recalculation import FILLING, JOB, WORKER, JobReport, Recalculation
+from schemas.recalculation import (
+    COMPARING,
+    COMPARISON,
+    FILLING,
+    JOB,
+    WORKER,
+    JobReport,
+    Recalculation,
+)
+from state.comparison import Tolerance
 from state.matching import Matcher
-from state.recalculation import Flush, Reports, advance, begin, missing
+from state.progression import Flush, advance
+from state.recalculation import Reports, begin, missing
 from streams.partitioner import partition_of
 from tests.support.records import block_of
 
@@ -25,7 +35,9 @@ def rebuilt(one: Recalculation, rules: Mapping[bytes, Any], log: Sequence[Any], 
 
 
 class Recalculating:
-    """*log* gives a log by source and partition, *send* appends to that of rebuilt evidence, *reconcile* tells partitions of what changed."""
+    """Drives recalculations; what waits for a confirmation is left waiting.
+
+    *log* gives a log by source and partition, *send* appends to that of rebuilt evidence, *reconcile* tells partitions of what changed."""
 
     def __init__(
         self,
@@ -37,6 +49,8 @@ class Recalculating:
     ) -> None:
         self.context, self.partitions, self.log, self.send, self.reconcile = context, partitions, log, send, reconcile
         self.reports = Reports()
+        self.tolerance = Tolerance()
+        self.log_begins: dict[int, int] = {}  # by partition, where retention took the beginning of the log
 
     def take(self, one: Recalculation) -> None:
         """A record of the recalculations topic."""
@@ -57,16 +71,19 @@ class Recalculating:
                 one = following()
                 if one is not None:
                     self.take(one)
-            active = table.active()
+            active = [one for one in table.active() if not one.waits]
             if not active:
                 return
             for one in active:
                 for p, partition in self.partitions().items():
                     self.reports.take(one.id, WORKER, p, report_of(partition, one, self.reports.worker(one.id, p), 0, len(self.log("activities", p))))
+                    self.reports.take(one.id, COMPARISON, p, partition.comparing.found.get(one.id))
                 if one.state == FILLING:
                     self._read(one)
                 ends = {p: len(self.log("handoffs", p)) for p in range(n)}
-                after = advance(one, self.reports, n, flushes.setdefault(one.id, Flush()), ends, now_ms)
+                after = advance(one, self.reports, n, flushes.setdefault(one.id, Flush()), ends, now_ms, self.tolerance)
+                if after.phase == COMPARING != one.phase:
+                    after = after.but(log_begins=self.log_begins)
                 self.take(after)
             yield
         raise AssertionError(f"the recalculations come to no end: {table.active()}")
