@@ -35,6 +35,7 @@ from state.ledger import Memory
 from state.matching import Matcher
 from streams import blocks
 from streams.app import App, WorkerCrashed, build_app, run_app
+from streams.connections import CannotListen, bound
 from streams.guarded import GuardedProcess
 from streams.seam import Fenced
 from streams.settings import Settings, aiokafka_kwargs
@@ -64,7 +65,7 @@ def _is_loopback(host: str) -> bool:
 def _listen(settings: Settings) -> tuple[socket.socket, str]:
     """The socket of the internal interface, bound, and the URL under which others reach it."""
     family = socket.AF_INET6 if ":" in settings.worker_host else socket.AF_INET
-    listener = socket.create_server((settings.worker_host, settings.worker_port), family=family)
+    listener = bound(settings.worker_host, settings.worker_port, "worker")
     host = f"[{settings.worker_host}]" if family == socket.AF_INET6 else settings.worker_host
     url = settings.worker_advertised_url or f"http://{host}:{listener.getsockname()[1]}"
     return listener, url.rstrip("/")
@@ -82,7 +83,7 @@ async def run_worker(
 
     *started* is called with the worker's URL once it answers there; its partitions may still recover. *step_done* is the hook of the crash tests.
     *ending* is called when it stops, for whatever reason, before it closes what it holds.
-    Raises `WorkerCrashed`, and what the broker answers when it cannot be reached at the start.
+    Raises `CannotListen`, `WorkerCrashed`, and what the broker answers when it cannot be reached at the start.
     """
     secret = None if settings.internal_secret is None else settings.internal_secret.get_secret_value()
     listener, url = _listen(settings)
@@ -250,6 +251,9 @@ def main(settings: Settings) -> int:
             loop.add_signal_handler(number, told)
         try:
             await run_worker(settings, stop, started=lambda url: log.info("answering at %s", url), ending=last_resort)
+        except CannotListen as error:
+            log.critical("%s", error)
+            return 1
         except WorkerCrashed as crash:
             log.critical("the worker ends: %s", crash)
             return 1

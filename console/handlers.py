@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from schemas.errors import Refused, shown
@@ -137,7 +137,17 @@ def http_error(request: Request, error: HTTPException) -> ApiError:
 def methods_of(request: Request) -> set[str]:
     """The methods of all routes at the path of *request*; Starlette names those of the first one only."""
     found: set[str] = set()
-    for route in request.app.routes:
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+    for route in every_route(request.app.routes):
+        if route.matches(request.scope)[0] is not Match.NONE:
             found |= route.methods or set()
     return found
+
+
+def every_route(routes: Iterable[BaseRoute]) -> Iterator[Route]:
+    """Yield all of *routes* and of the routers among them, which FastAPI keeps as they are."""
+    for route in routes:
+        if isinstance(route, Route):
+            yield route
+        else:
+            router = getattr(route, "original_router", route)
+            yield from every_route(getattr(router, "routes", ()))

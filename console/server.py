@@ -14,7 +14,7 @@ from aiokafka.errors import KafkaError
 from uvicorn.server import ServerState
 
 from agents import metrics
-from streams.connections import Acceptor, Connections, limits
+from streams.connections import Acceptor, CannotListen, Connections, bound, limits
 from streams.reader import ReaderError
 from streams.settings import Settings
 from streams.supervision import unless_stopped
@@ -47,13 +47,12 @@ def listen(settings: Settings) -> tuple[socket.socket, str]:
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound = socket.create_server((host, settings.console_port), family=family, backlog=512)
-    except OSError as error:
-        where = f"{host} port {settings.console_port}"
-        raise CannotStart(f"the console cannot listen on {where} ({error.strerror}); choose another with --port") from None
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; asyncio sets it only on sockets that it made itself
+        listener = bound(host, settings.console_port, "console")
+    except CannotListen as error:
+        raise CannotStart(str(error)) from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited; asyncio sets it only on sockets that it made itself
     shown = f"[{host}]" if family == socket.AF_INET6 else host
-    return bound, f"http://{shown}:{bound.getsockname()[1]}"
+    return listener, f"http://{shown}:{listener.getsockname()[1]}"
 
 
 async def serve(

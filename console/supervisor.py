@@ -20,10 +20,12 @@ from typing import Any, Self, TextIO
 from rich.console import Console
 
 from streams import topics
-from streams.brokers import BrokerError, EmbeddedBroker, free_port
+from streams.brokers import BrokerError, EmbeddedBroker
+from streams.connections import CannotListen, bound
 from streams.guarded import GuardedProcess
 from streams.settings import Settings
 
+from .guard import is_loopback
 from .server import CannotStart, listen, serve
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ class Stack:
 
     async def _start(self) -> None:
         self._take_directory()
+        listener, self.url = self._listen()  # before anything is started: what cannot be listened on ends it at once
+        port = self._worker_port()
         if self.broker_kind == "embedded":
             self._say("starting the embedded broker")
             self._dir = self._dir / "embedded"
@@ -90,8 +94,6 @@ class Stack:
             self.settings = self.settings.replaced("embedded broker", broker=bootstrap, data_dir=self._dir)
         self._say("making the topics")
         await asyncio.to_thread(topics.provision, self.settings)
-        listener, self.url = self._listen()
-        port = self.settings.worker_port or free_port(self.settings.worker_host)
         host = f"[{self.settings.worker_host}]" if ":" in self.settings.worker_host else self.settings.worker_host
         worker_url = self.settings.worker_advertised_url or f"http://{host}:{port}"
         self.settings = self.settings.replaced("this command", worker_port=port, workers=(worker_url,), console_port=listener.getsockname()[1])
@@ -119,6 +121,17 @@ class Stack:
             if not self._any_port or self.settings.origin_of("console_port") != "default":
                 raise
             return listen(self.settings.replaced("this command", console_port=0))
+
+    def _worker_port(self) -> int:
+        """Return a port on which the worker will be able to listen. Raises `CannotStart`."""
+        host = self.settings.worker_host
+        if self.settings.internal_secret is None and not is_loopback(host):
+            raise CannotStart(f"the worker would listen on {host}, for everybody: set internal_secret, or worker_host to 127.0.0.1")
+        try:
+            with bound(host, self.settings.worker_port, "worker") as probe:
+                return int(probe.getsockname()[1])
+        except CannotListen as error:
+            raise CannotStart(str(error)) from None
 
     def _take_directory(self) -> None:
         self._dir.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import os
 import resource
 import socket
 from collections import Counter
@@ -192,6 +193,24 @@ class Acceptor:
             except Exception:
                 accepted.close()
                 log.exception("a connection could not be taken")
+
+
+class CannotListen(RuntimeError):
+    """An address cannot be listened on; the message says which, why, and what to change."""
+
+
+def bound(host: str, port: int, name: str) -> socket.socket:
+    """Return a socket that listens on *host* and *port*, of the settings `<name>_host` and `<name>_port`. Raises `CannotListen`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=512)
+    except (OSError, UnicodeError) as error:  # a name with empty or long labels is a UnicodeError
+        number = (error.errno or 0) if isinstance(error, OSError) else 0  # negative: of name resolution
+        taken = number in (errno.EADDRINUSE, errno.EACCES)
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or "it is not a host name"
+        flag = "--port" if name == "console" else f"--{name}-port"
+        change = f"choose another with {flag}" if taken else f"set {name}_host to an address of this machine"
+        raise CannotListen(f"the {name} cannot listen on {host} port {port} ({reason}); {change}") from None
 
 
 def limits(settings: Settings, most: int | None = None) -> Limits:

@@ -11,6 +11,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,12 +21,14 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response, StreamingResponse
 
 from agents import internal
+from agents.worker import main as run_worker
 from console import server as servers
 from console.bodies import read_body
 from console.errors import ApiError
 from console.handlers import Failsafe, install
 from console.live import Live, session_key
 from console.people import EVERYBODY, Person
+from console.supervisor import Stack
 from streams import connections as limits
 from streams.connections import Connections, Limits, fitting
 from streams.settings import Settings
@@ -477,6 +480,41 @@ async def test_what_is_no_request_is_answered_in_the_one_shape() -> None:
         for sent in wrong:
             status, headers, body = await (await site.client(sent)).reply()
             assert (status, headers["connection"], json.loads(body)["error"]["code"]) == (400, "close", "bad_request")
+
+
+NOWHERE = ("203.0.113.7", "no-such-host.invalid", "a..b", "x" * 70, "[", "256.1.1.1", "2001:db8::1")
+
+
+@pytest.mark.parametrize("host", NOWHERE)
+def test_a_host_that_is_not_of_this_machine_is_named(host: str) -> None:
+    with pytest.raises(limits.CannotListen, match=r"the console cannot listen on .*; set console_host to an address of this"):
+        limits.bound(host, 0, "console")
+
+
+def test_a_worker_whose_port_is_taken_ends_with_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run_worker(Settings.load({"worker_port": port, "broker": "127.0.0.1:1"}, environ={})) == 1
+    (line,) = [one for one in caplog.records if one.levelno == logging.CRITICAL]
+    assert f"port {port} (Address already in use); choose another with --worker-port" in line.message
+    assert not line.exc_info
+
+
+async def test_up_says_at_once_which_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, flag in (("console", "--port"), ("worker", "--worker-port")):  # before anything else: there is no broker
+            given = {f"{name}_port": port, "broker": "127.0.0.1:1", "data_dir": tmp_path}
+            if name == "worker":
+                given["console_port"] = 0
+            with pytest.raises(servers.CannotStart, match=f"the {name} cannot .* {port} .*{flag}"):
+                await Stack(Settings.load(given, environ={}), lambda _: None).__aenter__()
+
+
+async def test_up_does_not_start_a_worker_that_everybody_could_ask(tmp_path: Path) -> None:
+    given = {"worker_host": "0.0.0.0", "console_port": 0, "broker": "127.0.0.1:1", "data_dir": tmp_path}
+    with pytest.raises(servers.CannotStart, match="internal_secret"):
+        await Stack(Settings.load(given, environ={}), lambda _: None).__aenter__()
 
 
 async def test_questions_to_a_worker_that_are_none_are_refused(caplog: pytest.LogCaptureFixture) -> None:
