@@ -9,6 +9,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ WHOLE_BYTES = 64 << 20  # more than any batch that our topics take
 REQUEST_PARTITIONS = 32
 HELD_BYTES = 32 << 20  # fetched and not yet worked on
 WAIT_MS = 100
+IDLE_SECONDS = 0.5
 RETRY_SECONDS = 0.1
 PROOF_REQUESTS = 8
 READ_COMMITTED = 1
@@ -171,19 +173,27 @@ def read_blocks(
 ) -> Iterator[tuple[int, Block]]:
     """Yields (partition, its next records) until every partition is read to its end as of the start; what `streams.reader.read_log` reads, in bulk.
 
-    The blocks of a partition account for every offset from the first to the last: see `Block`. A block may be empty where the log holds no
-    records; one begins behind the end of the one before where retention took away what was not read yet. Raises ReaderError.
+    The blocks of a partition account for every offset from the first to the last: see `Block`. A block may be empty: where the log holds no
+    records, and every `IDLE_SECONDS` while the broker sends nothing. One begins behind the end of the one before where retention took away
+    what was not read yet. Raises ReaderError.
     """
     todo = extent(settings, topic, partitions, start, ends)
     if progress:
         progress(todo.passed(), todo.total)
     if not todo.left:
         return
-    fetching = Fetching(settings, topic, todo)
+    fetching, quiet_since = Fetching(settings, topic, todo), time.monotonic()
     fetching.start()
     try:
         while todo.left:
-            fetched = fetching.take()
+            fetched = fetching.take(IDLE_SECONDS)
+            if fetched is None:
+                if time.monotonic() - quiet_since > STALL_SECONDS:
+                    raise ReaderError(f"the broker at {settings.bootstrap} has sent nothing for {STALL_SECONDS:g} s, though there is more to read; "
+                                      "see that it runs, and try again")
+                number = min(todo.left)
+                yield number, unpack(b"", todo.at[number])
+                continue
             number = fetched.partition
             try:
                 block = unpack(fetched.raw, fetched.from_offset, fetched.aborted)
@@ -195,6 +205,7 @@ def read_blocks(
             if progress:
                 progress(todo.passed(), todo.total)
             yield number, block.before(todo.stop[number])
+            quiet_since = time.monotonic()
     finally:
         fetching.end()
 
@@ -266,13 +277,12 @@ class Fetching(threading.Thread):
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
-    def take(self) -> Fetched:
-        """What was fetched next; waits for it. Raises ReaderError when nothing comes for long, or never will."""
+    def take(self, seconds: float) -> Fetched | None:
+        """What was fetched next; waits for it, None after *seconds*. Raises ReaderError when nothing will come."""
         try:
-            found = self._arrived.get(timeout=STALL_SECONDS)
+            found = self._arrived.get(timeout=seconds)
         except queue.Empty:
-            raise ReaderError(f"the broker at {self._settings.bootstrap} has sent nothing for {STALL_SECONDS:g} s, though there is more to read; "
-                              "see that it runs, and try again") from None
+            return None
         if isinstance(found, ReaderError):
             raise found
         if isinstance(found, BaseException):
