@@ -193,10 +193,9 @@ def test_a_broker_that_sends_nothing_gives_control_back_and_is_an_error_in_the_e
     monkeypatch.setattr(replay, "IDLE_SECONDS", 0.01)
     monkeypatch.setattr(replay, "STALL_SECONDS", 0.1)
     monkeypatch.setattr(replay, "extent", lambda *_: Extent({0: 3}, {0: 10}))
-    found = []
+    found: list[Any] = []
     with pytest.raises(ReaderError, match="has sent nothing for"):
-        for number, block in read_blocks(SETTINGS, TOPIC):
-            found.append((number, len(block), block.begin, block.next))
+        found.extend((number, len(block), block.begin, block.next) for number, block in read_blocks(SETTINGS, TOPIC))
     assert set(found) == {(0, 0, 3, 3)}
 
 
