@@ -6,7 +6,7 @@ says the truth again of everybody touched by what the owner before may have had 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -244,18 +244,25 @@ class Succession:
         """
         if first_offset >= self._repeat_to.get(source, 0):
             return {}
-        p = self._partition
         rules = {contact: {rule for rule, _ in hits} for contact, hits in taken.arrived.items()}
         for message in taken.messages:
             rules.setdefault(message.to, set()).update(message.hits if isinstance(message, Join) else ())
-        load = p.reader({records.EVIDENCE + contact.encode() for contact in rules})
-        for contact, mine in rules.items():
+        for contact, load in self._loading(rules):
+            mine = rules[contact]
             record = load(records.EVIDENCE + self._holder(contact, load).encode())  # what concerns an alias concerns its holder
             if record is not None and records.pointer_of(record) is None:
                 mine.update(records.decode_evidence(record)[0].hits)
             mine.update(self._repeated.get(contact, ()))
         self._repeated |= rules
         return {REPEATED + contact.encode(): b"".join(sorted(mine)) for contact, mine in rules.items()}
+
+    def _loading(self, contacts: Iterable[str]) -> Iterator[tuple[str, Callable[[bytes], bytes | None]]]:
+        """Yield each contact with what reads its record; records are read some at a time, since they may be large."""
+        waiting = [*contacts]
+        for at in range(0, len(waiting), REPEATED_CONTACTS):
+            piece = waiting[at : at + REPEATED_CONTACTS]
+            load = self._partition.reader([records.EVIDENCE + contact.encode() for contact in piece])
+            yield from ((contact, load) for contact in piece)
 
     def _holder(self, contact: str, load: Callable[[bytes], bytes | None]) -> str:
         """Who holds the evidence of *contact*, as far as that is here."""
@@ -279,8 +286,7 @@ class Succession:
         if self._repeated:
             p = self._partition
             if not self._order:  # contacts of one person go together: it is said once
-                load = p.reader({records.EVIDENCE + contact.encode() for contact in self._repeated})
-                holders = {contact: self._holder(contact, load) for contact in self._repeated}
+                holders = {contact: self._holder(contact, load) for contact, load in self._loading(self._repeated)}
                 self._order = sorted(self._repeated, key=lambda contact: (holders[contact], contact), reverse=True)
             piece = self._order[: -REPEATED_CONTACTS - 1 : -1]
             said = perhaps_said(p.views.concerned({rule for contact in piece for rule in self._repeated[contact]}))

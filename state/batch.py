@@ -339,7 +339,7 @@ class Batch:
             Join(
                 to, person.evidence.hits, person.evidence.marked, tuple(sorted(identity.members)), tuple(sorted(identity.merges)),
                 identity.profiles, identity.erased_at_ms, MERGE, message.cause_id, part=shown.name,
-                said=said_of(self._views.all, person.key, shown.hits),
+                said=said_of(self._views.concerned(shown.hits), person.key, shown.hits),
             )
         )  # fmt: skip
         person.pointer, person.shown = to, None
