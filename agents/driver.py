@@ -29,7 +29,7 @@ from schemas.recalculation import (
 from schemas.rules import Rule
 from state.comparison import Tolerance
 from state.progression import Flush, advance, costs, taken_back
-from state.recalculation import Table, begin, forgotten, missing, rules_by_key, unneeded
+from state.recalculation import Table, begin, forgotten, missing, parts, rules_by_key, unneeded
 
 from .catalog import RECALCULATIONS, REPORTS, CatalogReader
 from .partitions import Partitions
@@ -126,7 +126,7 @@ class Driver:
         for planned in (missing(table, journeys, now_ms), run):
             if planned is not None and planned.id not in table.records:
                 log.info("recalculation %s is planned, cause %s, for %s", planned.id, planned.cause, ", ".join(planned.journeys))
-                out[planned.id] = planned
+                out |= {part.id: part for part in parts(planned)}
         out |= {one.id: one for one in unneeded(table, journeys, now_ms, self._keep_ms)}
         following = begin(table, now_ms)
         if following is not None:

@@ -30,6 +30,11 @@ from .pipeline import OutRecord
 
 _hit, _rejected, _no_hit = map(metrics.ACTIVITIES.labels, ("hit", "rejected", "no_hit"))
 MOST_FACTS = 200_000  # rules met by activities, taken in at once: each takes about 100 bytes
+MAX_REJECTED_BYTES = 7 << 20  # of a record, so that it fits into the rejected topic with our headers
+MAX_ORIGIN_BYTES = 4 << 20  # of a merge record that goes to its person's holder, in case it is rejected there; its value has less
+MAX_ERROR = 4000  # characters
+HEADER_BYTES = 12  # beside name and value, at most
+TRUNCATED = "waypost_truncated"
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -229,7 +234,8 @@ def merges(records: Sequence[Record], topic: str, partition: int, now_ms: int, a
             merge = codec.decode_merge(record.value)
             codec.refuse_future(merge.at_ms, now_ms, ahead_ms)
             fact = Merge(merge.at_ms, h8(merge.id), merge.from_, merge.into)
-            origin = Origin(topic, partition, record.offset, record.key, record.value, tuple(record.headers or ()))
+            key, value, headers = _fitting(record.key, record.value, record.headers or (), MAX_ORIGIN_BYTES)
+            origin = Origin(topic, partition, record.offset, key, value, tuple(headers))
             messages.append(Unite(merge.from_, merge.into, (fact,), merge.id, origin))
         except Refused as error:
             refused.append((record, error))
@@ -270,14 +276,32 @@ def handed_over(records: Sequence[Record]) -> Taken:
 
 
 def rejected(topic: str, partition: int, record: Any, error: Refused, now_ms: int) -> OutRecord:
-    """*record* of *topic* as it goes to the rejected topic: as it came, our headers behind its own (contract, section 3)."""
+    """*record* of *topic* as it goes to the rejected topic: as it came, our headers behind its own (contract, section 3).
+
+    What is larger than the rejected topic takes is cut to what it takes; the header `waypost_truncated` says how many bytes came.
+    """
     metrics.REJECTED.labels(topic, error.code).inc()
-    headers = [
-        *(record.headers or ()),
-        ("waypost_error", error.message.encode("utf-8", "backslashreplace")),
+    key, value, headers = _fitting(record.key, record.value, record.headers or (), MAX_REJECTED_BYTES)
+    if headers[-1:] and headers[-1][0] == TRUNCATED:
+        metrics.TRUNCATED.labels("rejected").inc()
+    ours = [
+        ("waypost_error", error.message[:MAX_ERROR].encode("utf-8", "backslashreplace")),
         ("waypost_topic", topic.encode()),
         ("waypost_partition", str(partition).encode()),
         ("waypost_offset", str(record.offset).encode()),
         ("waypost_rejected_at", format_ms(now_ms).encode()),
     ]
-    return None, record.key, record.value, headers, now_ms
+    return None, key, value, [*headers, *ours], now_ms
+
+
+def _fitting(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]], limit_bytes: int) -> tuple[Any, Any, list[Any]]:
+    """Key, value and headers as they are; or, where they take more than *limit_bytes*, without the headers, key and value cut, and with a header
+    that says how many bytes they took."""
+    headers = list(headers)
+    size = sum(len(name.encode("utf-8", "backslashreplace")) + len(said or b"") + HEADER_BYTES for name, said in headers)
+    size += len(key or b"") + len(value or b"")
+    if size <= limit_bytes:
+        return key, value, headers
+    key = None if key is None else key[: limit_bytes // 8]
+    value = None if value is None else value[: limit_bytes - limit_bytes // 8]
+    return key, value, [(TRUNCATED, str(size).encode())]

@@ -38,6 +38,16 @@ RECOVERED_RECORDS = Counter("waypost_recovered_records_total", "Changelog record
 FOREIGN_RECORDS = Counter(
     "waypost_foreign_changelog_records_total", "Changelog records of another writer found and answered."
 )
+UNSENT_RECORDS = Counter(
+    "waypost_unsent_records_total",
+    "Records that were too large for their topic and were not sent, by topic without its prefix. Always 0, unless the limit of a topic was lowered.",
+    ["topic"],
+)
+TRUNCATED = Counter(
+    "waypost_truncated_total",
+    "What was cut because it was too large for one record: hits, profiles or merges of a person, values of rejected records.",
+    ["what"],
+)
 LEDGER_BYTES = Gauge("waypost_ledger_bytes", "Bytes on disk of the RocksDB of a partition.", ["partition"])
 SOURCE_LAG = Gauge(
     "waypost_source_lag_records",
@@ -63,7 +73,7 @@ INTERNAL_CLOSED = Counter(
 
 CATALOGUE = (
     ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, WORK_SECONDS, VISIBLE_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
-    FOREIGN_RECORDS, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
+    FOREIGN_RECORDS, UNSENT_RECORDS, TRUNCATED, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
     BACKGROUND_FAILURES,
     INTERNAL_CLOSED,
 )  # fmt: skip

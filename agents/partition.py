@@ -359,6 +359,9 @@ class Partition:
             for kind, count in Counter((change.change, change.cause) for change in decision.changes).items():
                 metrics.STAGE_CHANGES.labels(*kind).inc(count)
         handed = self._handed(decision.handoffs)
+        for what, count in decision.truncated.items():
+            metrics.TRUNCATED.labels(what).inc(count)
+            log.warning("partition %d: %s of %d persons were too many for one record; some were cut", self.number, what, count)
 
         def commit(offset: int | None) -> None:
             written: list[tuple[bytes, bytes | None]] = [*decision.entries.items(), *also]
@@ -392,7 +395,8 @@ class Partition:
     def _handed(self, messages: Sequence[Message]) -> list[OutRecord]:
         now_ms, out = self.context.now_ms(), list[OutRecord]()
         for message in messages:
-            out.append((partition_of(message.to, self.context.partitions), message.to.encode(), handoffs.encode(message), [], now_ms))
+            number, key = partition_of(message.to, self.context.partitions), message.to.encode()
+            out += [(number, key, value, [], now_ms) for value in handoffs.encode_all(message)]
         for kind, count in Counter(map(type, messages)).items():
             metrics.HANDOFFS.labels(kind.__name__.lower()).inc(count)
         return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -13,11 +13,13 @@ from schemas.rules import Rule
 from schemas.times import format_ms
 from state.ledger import wipe
 from state.matching import Matcher
+from state.totals import Cell
 from state.views import View
 
 from . import metrics
 from .catalog import CatalogReader
 from .partition import SOURCES, Context, Partition
+from .pipeline import OutRecord
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,11 @@ STUCK_SECONDS = 300.0
 
 TOTALS_AGAIN_MS = 60_000
 """So often all totals are said again: what an owner before had on its way may have come behind ours."""
+
+MAX_TOTALS_BYTES = 8 << 20
+"""Of the groups in one record of the totals topic."""
+PIECE_CELLS = 100_000
+"""Of a group that stay together."""
 
 
 class Partitions:
@@ -39,6 +46,7 @@ class Partitions:
         self._rules: frozenset[bytes] = frozenset()
         self._over: set[str] = set()
         self._totals_again_ms = 0
+        self._pieces: dict[str, int] = {}  # of the totals of `journey/version/partition`, as they were last sent
 
     # ------------------------------------------------------------------ life of a partition
 
@@ -195,24 +203,13 @@ class Partitions:
         again = now_ms >= self._totals_again_ms
         if again:
             self._totals_again_ms = now_ms + TOTALS_AGAIN_MS
-        out = []
+        out = list[OutRecord]()
         taken: list[tuple[Partition, set[bytes]]] = []
         for number, partition in self.active().items():
             changed, partition.changed = partition.changed, set()
             taken.append((partition, changed))
             for view in self._published(partition, {view.id for view in partition.views.all} if again else changed):
-                version = view.journey.version or 0
-                groups = {
-                    group: [(*cell, count) for cell, count in cells.items()]
-                    for group, cells in partition.totals.get(view.id, {}).items()
-                    if cells
-                }
-                value = {
-                    "journey": view.journey.id, "version": version, "partition": number, "as_of": format_ms(now_ms),
-                    "positions": partition.positions, "generation": view.source.generation, "groups": groups,
-                }  # fmt: skip
-                key = f"{view.journey.id}/{version}/{number}".encode()
-                out.append((None, key, msgspec.json.encode(value), [], now_ms))
+                out += self._totals_records(number, partition, view, now_ms)
         if not out:
             return
         try:
@@ -224,6 +221,50 @@ class Partitions:
             if again:
                 self._totals_again_ms = now_ms
             raise
+
+    def _totals_records(self, number: int, partition: Partition, view: View, now_ms: int) -> list[OutRecord]:
+        """The totals of *view*: one record as a rule, more where there are very many groups. Of pieces that there were before and are no more,
+        a tombstone."""
+        version = view.journey.version or 0
+        value = {
+            "journey": view.journey.id, "version": version, "partition": number, "as_of": format_ms(now_ms),
+            "positions": partition.positions, "generation": view.source.generation,
+        }  # fmt: skip
+        key = f"{view.journey.id}/{version}/{number}"
+        pieces = split_totals(partition.totals.get(view.id, {}))
+        if len(pieces) > 1:
+            value["pieces"] = len(pieces)
+        out: list[OutRecord] = []
+        for piece, groups in enumerate(pieces):
+            said = value if not piece else {**value, "piece": piece}
+            out.append((None, totals_key(key, piece), msgspec.json.encode({**said, "groups": groups}), [], now_ms))
+        before = self._pieces.get(key, 1)
+        out += [(None, totals_key(key, piece), None, [], now_ms) for piece in range(len(pieces), before)]
+        self._pieces[key] = len(pieces)
+        return out
+
+
+def totals_key(view: str, piece: int) -> bytes:
+    """The key of a piece of the totals of `journey/version/partition`: the first has no number."""
+    return view.encode() if not piece else f"{view}/{piece}".encode()
+
+
+def split_totals(totals: Mapping[str, Mapping[Cell, int]]) -> list[dict[str, msgspec.Raw]]:
+    """By group its cells as JSON, all persons first, in as many pieces as records are needed. One group may stand in several, with other cells."""
+    pieces: list[dict[str, msgspec.Raw]] = [{}]
+    size = 0
+    for group in ("", *(group for group in totals if group)):
+        cells = totals.get(group, {})
+        listed = [(*cell, count) for cell, count in cells.items()]
+        for begin in range(0, len(listed), PIECE_CELLS):
+            part = msgspec.json.encode(listed[begin : begin + PIECE_CELLS])
+            more = len(part) + len(msgspec.json.encode(group)) + 2
+            if size and (size + more > MAX_TOTALS_BYTES or group in pieces[-1]):
+                pieces.append({})
+                size = 0
+            pieces[-1][group] = msgspec.Raw(part)
+            size += more
+    return pieces
 
 
 def recorded(context: Context, partitions: Iterable[Partition]) -> dict[bytes, Rule]:

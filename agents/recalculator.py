@@ -39,6 +39,7 @@ SLOWEST, FASTEST = 1_000.0, 2_000_000.0  # activities a second
 RETRY_SECONDS = 1.0
 FAULT_SECONDS = 10.0  # until what failed by a fault of this program is tried again
 SHOWN = 5  # ranges of offsets in one message
+MAX_REASON = 1000  # characters
 
 
 class Control:
@@ -323,13 +324,14 @@ class Recalculator:
         self._compare(coverage, {})
         topic, count, produce = self.settings.topic_prefix + "rebuilt-evidence", self.settings.partitions, self._producer.produce
         for contact, mine in hits.items():
-            value, key = handoffs.encode(intake.as_join(contact, mine)), contact.encode()
-            while True:
-                try:
-                    produce(topic, value, key, partition_of(key, count), on_delivery=self._delivered)
-                    break
-                except BufferError:
-                    self._producer.poll(0.1)
+            key = contact.encode()
+            for value in handoffs.encode_all(intake.as_join(contact, mine)):
+                while True:
+                    try:
+                        produce(topic, value, key, partition_of(key, count), on_delivery=self._delivered)
+                        break
+                    except BufferError:
+                        self._producer.poll(0.1)
         hits.clear()
         while self._producer.flush(1) > 0:
             self._membership.poll()
@@ -342,7 +344,7 @@ class Recalculator:
 
     def _fail(self, one: Recalculation, todo: Mapping[int, tuple[int, int]], reason: str) -> None:
         """Report that *one* cannot be completed, and wait until it is over."""
-        self._report(one, {p: (read, 0, reason) for p, (read, _) in todo.items()})
+        self._report(one, {p: (read, 0, reason[:MAX_REASON]) for p, (read, _) in todo.items()})
         self._await_end(one)
 
     def _delivered(self, error: Any, record: Any) -> None:

@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from streams.guarded import GuardedProcess
 from streams.seam import Fenced
 from streams.settings import Settings, aiokafka_kwargs
 from streams.supervision import supervise, unless_stopped
-from streams.topics import Presence, TopicsError
+from streams.topics import Presence, TopicsError, limits
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ async def run_worker(
         heartbeat_s=settings.heartbeat_seconds,
         standby_replicas=settings.standby_replicas,
         recovery_bytes=memory.beside_bytes,
+        limits=limits(settings),
     )
     broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
@@ -169,6 +171,7 @@ async def run_worker(
         beside = [
             *(asyncio.create_task(_supervised(work, run)) for work, run in background.items()),
             asyncio.create_task(_count_foreign(app)),
+            asyncio.create_task(_count_unsent(app, settings.topic_prefix)),
         ]
         try:
             await run_app(app, stop, broken, ending)
@@ -219,6 +222,17 @@ async def _count_foreign(app: App) -> None:
         await asyncio.sleep(COUNT_SECONDS)
         found = app.changelog.foreign_records
         metrics.FOREIGN_RECORDS.inc(found - counted)
+        counted = found
+
+
+async def _count_unsent(app: App, prefix: str) -> None:
+    """Count records that were too large for their topic."""
+    counted = Counter[str]()
+    while True:
+        await asyncio.sleep(COUNT_SECONDS)
+        found = app.outward.unsent + Counter({app.changelog.topic: app.changelog.unsent})
+        for topic, count in (found - counted).items():
+            metrics.UNSENT_RECORDS.labels(topic.removeprefix(prefix)).inc(count)
         counted = found
 
 

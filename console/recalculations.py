@@ -25,7 +25,7 @@ from schemas.recalculation import (
     recalculation_json,
 )
 from schemas.times import format_ms
-from state.recalculation import Table, rules_by_key
+from state.recalculation import Table, parts, rules_by_key
 from streams.compacted import Fetched, Follower
 
 from .errors import ApiError
@@ -97,7 +97,8 @@ class RecalculationStore:
     async def plan(self, journeys: Sequence[Journey], events_per_second: float | None, log_from_ms: int | None) -> Recalculation:
         """Plans a recalculation of all rules of *journeys*, which begins when none is under way. Raises `ApiError` (503).
 
-        *log_from_ms*: the time of the oldest activity on the log; what happened before does not count afterwards.
+        Of very many rules it plans several, one behind the other, and returns the last. *log_from_ms*: the time of the oldest activity on the log;
+        what happened before does not count afterwards.
         """
         rules = {key: rule for journey in journeys for key, rule in rules_by_key(journey).items()}
         if log_from_ms is not None and not 0 <= log_from_ms <= MAX_CONTROL_MS:
@@ -106,8 +107,10 @@ class RecalculationStore:
             id=f"r-{secrets.token_hex(6)}", state=PLANNED, cause=REQUEST, journeys=tuple(sorted(journey.id for journey in journeys)),
             rules=tuple(rules.values()), throttle=events_per_second, planned_at=self._now_ms(), log_from=log_from_ms,
         )  # fmt: skip
-        await self._write(one)
-        return self.known(one.id)
+        planned = parts(one)
+        for part in planned:
+            await self._write(part)
+        return self.known(planned[-1].id)
 
     async def cancel(self, id_: str) -> Recalculation:
         """Cancels a recalculation; what is visible stays as it is. Raises `ApiError`: 404, 409 when it is over, 503."""

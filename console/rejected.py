@@ -26,6 +26,8 @@ FILTER_SECONDS = 3.0  # a page that filters ends after so long, with what it fou
 NEAR = 200  # records that are read over sooner than fetched anew
 READ_AT_LEAST = 50  # records of a partition at once
 OURS = ("waypost_error", "waypost_topic", "waypost_partition", "waypost_offset", "waypost_rejected_at")
+TRUNCATED = "waypost_truncated"
+"""Stands before them where the record was too large to be kept whole."""
 ID = re.compile(r"(0|[1-9][0-9]{0,5})-(0|[1-9][0-9]{0,17})")
 Uppers = dict[int, int]
 """partition -> the offset below which the next page begins"""
@@ -231,11 +233,19 @@ def row(record: Any) -> dict[str, Any]:
 def own_headers(record: Any) -> list[tuple[str, bytes | None]]:
     """The headers with which *record* came: all but those that its last rejection added."""
     headers = list(record.headers or ())
+    if truncated_bytes(record) is not None:
+        del headers[-len(OURS) - 1]
     for name in OURS:
         places = [i for i, (one, _) in enumerate(headers) if one == name]
         if places:
             del headers[places[-1]]
     return headers
+
+
+def truncated_bytes(record: Any) -> int | None:
+    """How many bytes *record* had when it came, where less is kept of it; None where it is whole."""
+    name, value = ("", None) if len(record.headers or ()) <= len(OURS) else record.headers[-len(OURS) - 1]
+    return int(value) if name == TRUNCATED and value is not None and value.isdigit() and len(value) < 20 else None
 
 
 def rejected_at_ms(record: Any) -> int | None:

@@ -20,7 +20,7 @@ from streams.partitioner import partition_of
 from .errors import error_body
 from .facts import KINDS
 from .kafka import SEND_SECONDS, Writer, broker, now_ms
-from .rejected import Id, RejectedReader, own_headers, rejected_at_ms, row
+from .rejected import Id, RejectedReader, own_headers, rejected_at_ms, row, truncated_bytes
 
 FACTS = {kind.source: kind for kind in KINDS.values()}
 INTERNAL = ("handoffs", "rebuilt-evidence")
@@ -74,6 +74,9 @@ def prepare(record: Any, mend: Mend, topics: Mapping[str, str], partition_count:
         raise Refused("unknown_topic", f"it came from {shown(said['topic'])}, which is no input of this Waypost; send it there yourself")
     if source == JOURNEYS:
         raise Refused("not_a_fact", "it is of the journeys topic; save the journey as it should be: PUT /api/journeys/{id}, waypost journey apply")
+    size = truncated_bytes(record)
+    if size is not None and isinstance(mend.value, str):
+        raise Refused("truncated", f"it had {size} bytes, and only its beginning is kept; send it anew from where it came", "value")
     key = record.key if isinstance(mend.key, str) else mend.key
     value = record.value if isinstance(mend.value, str) else mend.value
     partition = said["partition"] if said["partition"] is not None and said["partition"] < partition_count else None

@@ -8,6 +8,8 @@ from pydantic import AfterValidator, Field
 from .wire import Fact, Id, Moment, Name, OnTheWire
 
 MIN_INT, MAX_INT = -(2**63), 2**64 - 1  # the whole numbers that JSON writers and readers agree on
+TRUNCATED = '{"waypost_truncated":true}'
+"""Canonical attributes in place of those that are not kept: a person with many large profiles has the newest of them whole."""
 MAX_ATTRIBUTES_DEPTH = 50  # of objects and lists inside each other, so that every writer can write them again
 
 

@@ -144,6 +144,11 @@ def rule_json(rule: Rule) -> dict[str, Any]:
     return {"rule": rule.name, **parameters(rule)}
 
 
+def rule_text(rule: Rule) -> bytes:
+    """A rule as it stands in a recalculation's record."""
+    return json.dumps(rule_json(rule), ensure_ascii=False).encode()
+
+
 def _installed(data: dict[str, Any]) -> Rule | None:
     """The rule of `rule_json`; None when its type is not installed here any more, as no journey can have it then. Raises ValueError."""
     given = dict(data)

@@ -14,7 +14,7 @@ from .announcement import anything, differences, farewell, part_said, predecesso
 from .arrivals import Arrivals, Fact, join_of
 from .decision import CHANGE_BYTES, UNBOUNDED, Decision, Room
 from .evidence import Evidence, moment_ms
-from .identity import Identity, Merge, place
+from .identity import LONGEST_ID_BYTES, MAX_MERGES_BYTES, MERGE_BYTES, Identity, Merge, place
 from .messages import ACTIVITY, MERGE, RECALCULATION, Join, Message, Part, Unite
 from .person import Person, Shown
 from .plain import FEW, Plain
@@ -50,7 +50,8 @@ class Batch:
         self._max_merges = max_merges
         self._persons: dict[str, Person] = {}
         self._queue: deque[Message] = deque()
-        self._decision = Decision({}, [], [], [], {}, {})
+        self._truncated = Counter[str]()
+        self._decision = Decision({}, [], [], [], {}, {}, self._truncated)
         self._room = Room(self._decision, room)
         self._plain = Plain(views, load, self._decision, few, self._room)
 
@@ -104,9 +105,9 @@ class Batch:
     def _single(self, arrived: Arrivals, number: int, record: bytes | None) -> None:
         """Hits of one contact."""
         contact = arrived.contact(number)
-        if (record is None or records.is_plain(record)) and arrived.keys[number] not in self._decision.records and contact not in self._persons:
-            self._plain.join_one(arrived, number, record)
-        else:
+        untouched = arrived.keys[number] not in self._decision.records and contact not in self._persons
+        plain = untouched and (record is None or records.is_plain(record))
+        if not plain or not self._plain.join_one(arrived, number, record):
             self._one(contact, arrived.of(number), arrived.ids_of(number))
 
     def _one(self, contact: str, facts: Sequence[Fact], ids: Sequence[str]) -> None:
@@ -281,6 +282,8 @@ class Batch:
         if message.again:
             person.again = True
             person.perhaps.update(message.said)
+        if evidence.lower(message.halvings):
+            person.renamed = True
         for rule, blob in message.hits.items():
             if evidence.add(rule, blob):
                 person.rules.add(rule)
@@ -290,6 +293,7 @@ class Batch:
         if message.members or message.merges or message.profiles or message.erased_at_ms is not None:
             identity = person.whole()
             changed = identity.join(message.members, message.merges, dict(message.profiles), message.erased_at_ms)
+            self._truncated.update(identity.cut)
             if changed:
                 person.renamed = True
                 person.head = identity.name, identity.groups, identity.erased_at_ms
@@ -307,9 +311,9 @@ class Batch:
     def _unite(self, person: Person, message: Unite) -> None:
         identity = person.whole()
         new = [merge for merge in message.merges if merge not in identity.merges]
-        if new and len(identity.merges) + len(new) > self._max_merges:
+        reason = self._full(identity, new)
+        if reason is not None:
             assert message.origin is not None, "only a unite that carries a merge record brings a new merge"
-            reason = f"the person of {new[0].from_} has {len(identity.merges)} merges already; the limit is {self._max_merges}"
             self._decision.refused.append((message.origin, reason))
             return
         person.cause, person.cause_id = MERGE, message.cause_id
@@ -323,6 +327,17 @@ class Batch:
         else:
             self._join_merges(person, identity, new)
             self._send(Unite(message.other, person.contact, cause_id=message.cause_id))
+
+    def _full(self, identity: Identity, new: Sequence[Merge]) -> str | None:
+        """Why a person takes no *new* merges; None when it does, or there are none."""
+        if not new:
+            return None
+        if len(identity.merges) + len(new) > self._max_merges:
+            return f"the person of {new[0].from_} has {len(identity.merges)} merges already; the limit is {self._max_merges}"
+        size, more = identity.merges_bytes(), len(new) * (MERGE_BYTES + 2 * LONGEST_ID_BYTES)
+        if size + more > MAX_MERGES_BYTES:
+            return f"the ids in the merges of the person of {new[0].from_} take {size} bytes already; the limit is {MAX_MERGES_BYTES}"
+        return None
 
     @staticmethod
     def _join_merges(person: Person, identity: Identity, merges: Iterable[Merge]) -> None:
@@ -339,7 +354,7 @@ class Batch:
             Join(
                 to, person.evidence.hits, person.evidence.marked, tuple(sorted(identity.members)), tuple(sorted(identity.merges)),
                 identity.profiles, identity.erased_at_ms, MERGE, message.cause_id, part=shown.name,
-                said=said_of(self._views.concerned(shown.hits), person.key, shown.hits),
+                said=said_of(self._views.concerned(shown.hits), person.key, shown.hits), halvings=person.evidence.halvings,
             )
         )  # fmt: skip
         person.pointer, person.shown = to, None
@@ -371,6 +386,9 @@ class Batch:
             return
         shown, evidence = person.shown, person.evidence
         assert shown is not None, "a holder is visible"
+        if evidence.bound():
+            person.renamed = True  # hits of any rule may have gone
+            self._truncated["hits"] += 1
         name, groups, _ = person.head
         hits = evidence.hits
         if not person.renamed and not person.again:

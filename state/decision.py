@@ -20,7 +20,8 @@ UNBOUNDED = 1 << 62
 
 
 class Decision(NamedTuple):
-    """What a batch comes to. `totals` maps view id to group ("" is everyone) to cell to difference."""
+    """What a batch comes to. `totals` maps view id to group ("" is everyone) to cell to difference; `truncated`: of how many persons something was
+    cut because it was too large for one record, by what that was."""
 
     records: dict[bytes, bytes | None]
     changes: list[StageChange]
@@ -28,6 +29,7 @@ class Decision(NamedTuple):
     refused: list[tuple[Origin, str]]
     entries: dict[bytes, bytes | None]  # of the index
     totals: dict[bytes, dict[str, dict[Cell, int]]]
+    truncated: Mapping[str, int] = {}
 
     def size_bytes(self) -> int:
         """Return about how much memory the decision takes on its way, without what records and handoffs hold."""

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 HIT_BYTES = 16
 LIMIT_HITS = 4096  # a rule; past it the earliest and the latest half stay (design, section 5)
-HALF_BYTES = LIMIT_HITS // 2 * HIT_BYTES
 LIMIT_BYTES = LIMIT_HITS * HIT_BYTES
+RECORD_HEAD_BYTES, RECORD_RULE_BYTES = 4, 10  # of an evidence record, beside the hits: see `records`
+MAX_RECORD_BYTES = 12 << 20  # of an evidence record; past it the limit of hits a rule is halved until the record fits
+MAX_HALVINGS = 11  # leaves two hits a rule
+MAX_RULES = (1 << 16) - 1  # of a record, which counts them in 16 bits; past it those with the smallest keys stay
 BIAS = 1 << 63
 
 Hits = Mapping[bytes, bytes]  # rule key (8 bytes) -> blob
@@ -72,28 +75,40 @@ def union(a: bytes, b: bytes) -> bytes:
     return a if len(joined) * HIT_BYTES == len(a) else b"".join(sorted(joined))
 
 
-def bounded(blob: bytes) -> tuple[bytes, bool]:
+def bounded(blob: bytes, limit_bytes: int = LIMIT_BYTES) -> tuple[bytes, bool]:
     """*blob* within the limit, and whether it was over it.
 
     Keeping the earliest and the latest half of a union is the same whether the parts were cut before or not, so bounded
     evidence is a join-semilattice still.
     """
-    if len(blob) <= LIMIT_BYTES:
+    if len(blob) <= limit_bytes:
         return blob, False
-    return blob[:HALF_BYTES] + blob[-HALF_BYTES:], True
+    return blob[: limit_bytes // 2] + blob[-(limit_bytes // 2) :], True
+
+
+def record_bytes(hits: Hits) -> int:
+    """The size of the evidence record of *hits*."""
+    return RECORD_HEAD_BYTES + RECORD_RULE_BYTES * len(hits) + sum(map(len, hits.values()))
 
 
 class Evidence:
-    """The hits of one person, mutable: `hits` maps rule key to blob, `marked` names the rules that went over the limit."""
+    """The hits of one person, mutable: `hits` maps rule key to blob, `marked` names the rules that went over the limit.
 
-    __slots__ = ("hits", "marked")
+    `halvings`: how often the limit of hits a rule was halved, so that the record fits (`bound`). Which it is follows from the hits that ever came,
+    not from their order: a part never needs more halvings than the whole, and cut at any of them it holds what the whole keeps of it.
+    """
 
-    def __init__(self, hits: dict[bytes, bytes] | None = None, marked: frozenset[bytes] = NOTHING_MARKED) -> None:
+    __slots__ = ("halvings", "hits", "marked")
+
+    def __init__(
+        self, hits: dict[bytes, bytes] | None = None, marked: frozenset[bytes] = NOTHING_MARKED, halvings: int = 0
+    ) -> None:
         self.hits: dict[bytes, bytes] = {} if hits is None else hits
         self.marked = marked
+        self.halvings = halvings
 
     def add(self, rule: bytes, blob: bytes) -> bool:
-        """Joins *blob* to the hits of *rule*; whether anything was new."""
+        """Joins *blob* to the hits of *rule*; whether anything was new. The record may be too large afterwards: see `bound`."""
         old = self.hits.get(rule)
         if old is None:
             joined = blob
@@ -101,17 +116,18 @@ class Evidence:
             joined = insert(old, blob) if len(blob) == HIT_BYTES else union(old, blob)
             if joined is old:
                 return False
-        if len(joined) > LIMIT_BYTES:
-            joined, _ = bounded(joined)
+        limit_bytes = LIMIT_BYTES >> self.halvings
+        if len(joined) > limit_bytes:
+            joined, _ = bounded(joined, limit_bytes)
             if joined == old and rule in self.marked:
                 return False
             self.marked |= {rule}
         self.hits[rule] = joined
         return True
 
-    def join(self, hits: Hits, marked: Iterable[bytes] = ()) -> bool:
-        """Joins all of *hits*; whether anything was new."""
-        changed = False
+    def join(self, hits: Hits, marked: Iterable[bytes] = (), halvings: int = 0) -> bool:
+        """Joins all of *hits*; whether anything was new. The record may be too large afterwards: see `bound`."""
+        changed = self.lower(halvings)
         for rule, blob in hits.items():
             if self.add(rule, blob):
                 changed = True
@@ -120,6 +136,30 @@ class Evidence:
             self.marked |= extra
             changed = True
         return changed
+
+    def lower(self, halvings: int) -> bool:
+        """Cuts all rules to the limit after so many *halvings*, unless it is that low already; whether it was not."""
+        if halvings <= self.halvings:
+            return False
+        self.halvings, limit_bytes = halvings, LIMIT_BYTES >> halvings
+        over = [rule for rule, blob in self.hits.items() if len(blob) > limit_bytes]
+        for rule in over:
+            self.hits[rule] = bounded(self.hits[rule], limit_bytes)[0]
+        if over:
+            self.marked |= frozenset(over)
+        return True
+
+    def bound(self) -> bool:
+        """Cuts what is more than a record may hold; whether anything was. To be called before what was added is projected or written."""
+        hits, cut = self.hits, False
+        if len(hits) > MAX_RULES:
+            for rule in sorted(hits)[MAX_RULES:]:
+                del hits[rule]
+            self.marked = frozenset(hits)  # whose hits went is known no more
+            cut = True
+        while self.halvings < MAX_HALVINGS and record_bytes(hits) > MAX_RECORD_BYTES:
+            cut = self.lower(self.halvings + 1)
+        return cut
 
     def forget(self, erased_at_ms: int) -> bool:
         """Drops every hit not after *erased_at_ms* (design, section 3, erasure); whether there was one."""

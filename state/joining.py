@@ -16,6 +16,7 @@ from .records import (
     ALIAS,
     COUNT,
     EVIDENCE,
+    HALVINGS_SHIFT,
     HAS_IDENTITY,
     HEAD,
     IDENTITY,
@@ -45,7 +46,8 @@ def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
             return new
         evidence, a = decode_evidence(old)
         more, b = decode_evidence(new)
-        evidence.join(more.hits, more.marked)
+        evidence.join(more.hits, more.marked, more.halvings)
+        evidence.bound()
         return encode_evidence(evidence, a or b)
     identity = decode_identity(key[1:].decode(), old)
     other = decode_identity(identity.holder, new)
@@ -68,6 +70,8 @@ def join_all(key: bytes, values: Sequence[bytes | None]) -> tuple[bytes | None, 
                 grew = _join_into(evidence, value) or grew
                 if value[1] & HAS_IDENTITY and not has_identity:
                     has_identity = grew = True
+        if grew:
+            evidence.bound()
         return (encode_evidence(evidence, has_identity) if grew else last), None
     joined, left = values[0], None
     for value in values[1:]:
@@ -80,10 +84,11 @@ def join_all(key: bytes, values: Sequence[bytes | None]) -> tuple[bytes | None, 
 
 def _join_into(evidence: Evidence, record: bytes) -> bool:
     """Joins the hits of a holder's evidence record to *evidence*; whether anything was new."""
-    version, _, n = HEAD.unpack_from(record)
+    version, flags, n = HEAD.unpack_from(record)
     if version != VERSION:
         raise UnknownVersion(f"evidence record of version {version}; this program reads version {VERSION}")
-    hits, grew = evidence.hits, False
+    grew = evidence.lower(flags >> HALVINGS_SHIFT)
+    hits, marked = evidence.hits, list[bytes]()
     at = 4 + n * 10
     for rule, count in RULE.iter_unpack(record[4:at]):
         end = at + (count & COUNT) * HIT_BYTES
@@ -91,10 +96,11 @@ def _join_into(evidence: Evidence, record: bytes) -> bool:
         if not hits.get(rule, b"").startswith(blob) and evidence.add(rule, blob):  # as a rule hits come one behind the other
             grew = True
         if count & MARKED and rule not in evidence.marked:
-            evidence.marked |= {rule}
-            grew = True
+            marked.append(rule)
         at = end
-    return grew
+    if marked:
+        evidence.marked |= frozenset(marked)
+    return grew or bool(marked)
 
 
 def lost(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
@@ -115,7 +121,7 @@ def left_behind(contact: str, evidence: bytes | None, identity: bytes | None) ->
     who = Identity(contact) if identity is None else decode_identity(contact, identity)
     return Join(
         contact, known.hits, known.marked, tuple(sorted(who.members)), tuple(sorted(who.merges)), who.profiles,
-        who.erased_at_ms, cause=MERGE,
+        who.erased_at_ms, cause=MERGE, halvings=known.halvings,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Kernel: the common case of a batch and of a scan, compiled: hits joined to packed evidence, and how views show it. Pure; called by `bulk`.
 
 It reads and writes evidence records as `records` lays them out, and says for each view what `Projection.project` says. What it does not know
-(aliases, identities that it was not told of, more hits than the limit) it leaves to the way written in Python, which it must always agree with.
+(aliases, identities that it was not told of, more hits than the limits of a rule and of a record) it leaves to the way written in Python, which it
+must always agree with.
 
 All in one module: what was compiled is kept until the module that it stands in changes, whatever it calls in others.
 """
@@ -14,7 +15,7 @@ import numpy as np
 
 from schemas.compiled import Array, compiled
 
-from .evidence import HIT_BYTES, LIMIT_HITS
+from .evidence import HIT_BYTES, LIMIT_HITS, MAX_RECORD_BYTES, RECORD_HEAD_BYTES, RECORD_RULE_BYTES
 from .records import COUNT, HAS_IDENTITY, VERSION
 
 SAME, JOINED, LEFT, BEYOND = 0, 1, 2, 3
@@ -229,9 +230,14 @@ def join(
         if n_new == 0:
             states[contact] = SAME
             continue
+        n_hits = 0
         for slot in range(n_slots):
-            if (old_places[slot, 1] if slot < n else 0) + added[slot] > LIMIT_HITS:
+            total = (old_places[slot, 1] if slot < n else 0) + added[slot]
+            n_hits += total
+            if total > LIMIT_HITS:
                 n_new = 0
+        if RECORD_HEAD_BYTES + RECORD_RULE_BYTES * n_slots + HIT_BYTES * n_hits > MAX_RECORD_BYTES:
+            n_new = 0
         if n_new == 0 or n_slots > 1024:
             states[contact] = LEFT
             continue

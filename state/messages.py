@@ -55,6 +55,7 @@ class Join(NamedTuple):
     part: str | None = None
     said: Mapping[str, Said] = {}
     again: bool = False  # what was said of `to` is not known, at most `said`: the truth is to be said again
+    halvings: int = 0  # of the limit of hits a rule, where `hits` were cut: see `Evidence`
 
 
 class Unite(NamedTuple):

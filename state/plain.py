@@ -81,8 +81,8 @@ class Plain:
                         found[number] = name, groups
         return found
 
-    def join_one(self, arrived: Arrivals, number: int, record: bytes | None) -> None:
-        """Hits of a holder without identity that the batch does not work on."""
+    def join_one(self, arrived: Arrivals, number: int, record: bytes | None) -> bool:
+        """Hits of a holder without identity that the batch does not work on. Returns False, and does nothing, if its record would be too large."""
         contact, key, new = arrived.contact(number), arrived.keys[number], arrived.of(number)
         evidence = Evidence() if record is None else records.decode_evidence(record)[0]
         hits = evidence.hits
@@ -90,7 +90,9 @@ class Plain:
         add = evidence.add
         changed = [fact for fact in new if add(*fact)]
         if not changed:
-            return
+            return True
+        if evidence.bound():
+            return False
         rule, last = changed[-1]
         single = len(changed) == 1
         ids = {hit: id_ for (_, hit), id_ in zip(new, arrived.ids_of(number), strict=True)}
@@ -113,6 +115,7 @@ class Plain:
             both = bool(before_marked & view.rules), bool(marked & view.rules)
             self._decision.moved(view, holder, contact, (), spoken, before, after, those, ids[last], both)
         self._write(key, evidence)
+        return True
 
     def _write(self, key: bytes, evidence: Evidence) -> None:
         made = self._decision.records[key] = records.encode_evidence(evidence, False)
@@ -124,7 +127,7 @@ class Plain:
         known: dict[str, tuple[bytes, bytes | None, list[Fact]]] = {}
         taken: list[Message] = []
         for message in messages:
-            size = sum(map(len, message.hits.values())) if isinstance(message, Join) and not message.marked else 0
+            size = _whole_bytes(message)
             if not isinstance(message, Join) or not 0 < size <= MOST_GATHERED_BYTES or self._views.concerned(message.hits):
                 continue
             of_one = known.get(message.to)
@@ -163,7 +166,9 @@ class Plain:
         if not (record is None or records.is_plain(record)):
             return False
         evidence = Evidence() if record is None else records.decode_evidence(record)[0]
-        if evidence.join(message.hits, message.marked):
+        if evidence.join(message.hits, message.marked, message.halvings):
+            if evidence.bound():
+                return False  # hits of rules that somebody watches may have gone
             self._write(key, evidence)
         return True
 
@@ -189,3 +194,10 @@ class Plain:
         if plan is None:
             plan = self._views.plan = bulk.Plan(self._views)
         return plan
+
+
+def _whole_bytes(message: Message) -> int:
+    """The bytes of a join's hits; 0 where some were cut, or it is no join."""
+    if not isinstance(message, Join) or message.marked or message.halvings:
+        return 0
+    return sum(map(len, message.hits.values()))

@@ -37,12 +37,14 @@ from schemas.recalculation import (
     Report,
     ViewsReport,
     WorkerReport,
+    rule_text,
 )
 from schemas.rules import Rule, rule_key
 
 from .progress import rules_of
 from .views import Source
 
+MAX_RULES, MAX_RULES_BYTES = 50_000, 6 << 20  # of one recalculation, whose record names each of its rules up to twice
 KEPT = 100  # recalculations that are over and whose evidence nobody needs
 _RANK = {PLANNED: 0, FILLING: 1, SWITCHING: 2} | dict.fromkeys(OVER, 3)
 
@@ -354,6 +356,23 @@ def missing(table: Table, journeys: Iterable[Journey], now_ms: int) -> Recalcula
     while id_ in table.records:
         id_ = "edit-" + blake2b(id_.encode(), digest_size=6).hexdigest()
     return Recalculation(id=id_, state=PLANNED, cause=EDIT, journeys=tuple(sorted(asking)), rules=tuple(rules.values()), planned_at=now_ms)
+
+
+def parts(one: Recalculation) -> list[Recalculation]:
+    """*one*, which is to be planned, as recalculations whose records are not too large; the first has its id, and they come in this order."""
+    found: list[list[Rule]] = [[]]
+    size = 0
+    for rule in one.rules:
+        more = len(rule_text(rule))
+        if found[-1] and (size + more > MAX_RULES_BYTES or len(found[-1]) == MAX_RULES):
+            found.append([])
+            size = 0
+        found[-1].append(rule)
+        size += more
+    return [one.but(rules=tuple(found[0]))] + [
+        one.but(id=f"{one.id}-{number}", rules=tuple(rules), planned_at=one.planned_at + number)
+        for number, rules in enumerate(found[1:], 1)
+    ]
 
 
 def unneeded(table: Table, journeys: Iterable[Journey], now_ms: int, keep_ms: int) -> list[Recalculation]:

@@ -7,7 +7,9 @@ A contact has up to two records (design, section 5). The first byte of each is t
 | `e` + contact | evidence: `version flags` and then an alias's pointer, or `n` x (rule key 8, hits u16 with the top bit for *marked*) and the blobs |
 | `i` + contact | identity: `version`, length of the head u32, head `[name, groups, erased_at_ms]`, rest `[members, merges, profiles]`, both msgpack |
 
-The head is what an activity needs; the rest, which may be long, is left alone then.
+The upper four bits of the flags say how often the limit of hits a rule was halved. The head is what an activity needs; the rest, which may be
+long, is left alone then. A long rest (`COMPACT_BYTES`) is written as version 2, `[contacts, members, merges, profiles]`: each contact's id stands
+there once, and members and merges name it by its number.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from .identity import Identity, Merge, Profile
 
 EVIDENCE, IDENTITY = b"e", b"i"
 VERSION = 1
+COMPACT_VERSION = 2  # of identities
+COMPACT_BYTES = 1 << 20  # shorter ones stay as every version of the program reads them
 ALIAS, HAS_IDENTITY = 1, 2  # flags
+HALVINGS_SHIFT = 4  # beside them
 MARKED, COUNT = 1 << 15, (1 << 15) - 1
 
 HEAD = struct.Struct(">BBH")
@@ -32,6 +37,8 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack_head = msgspec.msgpack.Decoder(tuple[str, tuple[str, ...], int | None]).decode
 _Rest = tuple[list[str], list[tuple[int, bytes, str, str]], dict[str, tuple[int, str, tuple[str, ...]]]]
 _unpack_rest = msgspec.msgpack.Decoder(_Rest).decode
+_Compact = tuple[list[str], list[int], list[tuple[int, bytes, int, int]], dict[str, tuple[int, str, tuple[str, ...]]]]
+_unpack_compact = msgspec.msgpack.Decoder(_Compact).decode
 
 
 class UnknownVersion(ValueError):
@@ -46,7 +53,8 @@ def encode_alias(pointer: str) -> bytes:
 def encode_evidence(evidence: Evidence, has_identity: bool) -> bytes:
     """The evidence record of a holder."""
     hits, marked = evidence.hits, evidence.marked
-    parts = [HEAD.pack(VERSION, HAS_IDENTITY if has_identity else 0, len(hits))]
+    flags = evidence.halvings << HALVINGS_SHIFT | (HAS_IDENTITY if has_identity else 0)
+    parts = [HEAD.pack(VERSION, flags, len(hits))]
     if marked:
         for rule, blob in hits.items():
             parts.append(RULE.pack(rule, len(blob) // HIT_BYTES | (MARKED if rule in marked else 0)))
@@ -65,7 +73,7 @@ def pointer_of(record: bytes) -> str | None:
 
 
 def is_plain(record: bytes) -> bool:
-    """Whether an evidence record is that of a holder without an identity record."""
+    """Whether an evidence record is that of a holder without an identity record, and of ordinary size."""
     return record[1] == 0
 
 
@@ -75,16 +83,16 @@ def decode_evidence(record: bytes) -> tuple[Evidence, bool]:
     if version != VERSION:
         raise UnknownVersion(f"evidence record of version {version}; this program reads version {VERSION}")
     hits: dict[bytes, bytes] = {}
-    marked = NOTHING_MARKED
+    marked: list[bytes] = []
     at = 4 + n * 10
     for rule, count in RULE.iter_unpack(record[4:at]):
         if count & MARKED:
-            marked |= {rule}
+            marked.append(rule)
         end = at + (count & COUNT) * HIT_BYTES
         hits[rule] = record[at:end]
         at = end
     assert at == len(record), "an evidence record is exactly as long as its head says"
-    return Evidence(hits, marked), bool(flags & HAS_IDENTITY)
+    return Evidence(hits, frozenset(marked) if marked else NOTHING_MARKED, flags >> HALVINGS_SHIFT), bool(flags & HAS_IDENTITY)
 
 
 def without(record: bytes, dead: AbstractSet[bytes]) -> bytes | None:
@@ -93,20 +101,27 @@ def without(record: bytes, dead: AbstractSet[bytes]) -> bytes | None:
         return None
     evidence, has_identity = decode_evidence(record)
     hits = {rule: blob for rule, blob in evidence.hits.items() if rule not in dead}
-    return encode_evidence(Evidence(hits, evidence.marked - dead), has_identity)
+    marked = evidence.marked - dead
+    return encode_evidence(Evidence(hits, marked, evidence.halvings if marked else 0), has_identity)
 
 
 def encode_identity(identity: Identity) -> bytes:
     """The identity record of a holder."""
     head = _pack((identity.name, identity.groups, identity.erased_at_ms))
-    rest = _pack((sorted(identity.members), sorted(identity.merges), identity.profiles))
-    return _LENGTH.pack(VERSION, len(head)) + head + rest
+    members, merges = sorted(identity.members), sorted(identity.merges)
+    version, rest = VERSION, _pack((members, merges, identity.profiles))
+    if len(rest) > COMPACT_BYTES:
+        contacts = sorted(identity.members.union(*((merge.from_, merge.into) for merge in merges)))
+        number = {contact: n for n, contact in enumerate(contacts)}
+        numbered = [(merge.at_ms, merge.h, number[merge.from_], number[merge.into]) for merge in merges]
+        version, rest = COMPACT_VERSION, _pack((contacts, [number[member] for member in members], numbered, identity.profiles))
+    return _LENGTH.pack(version, len(head)) + head + rest
 
 
 def _head_end(record: bytes) -> int:
     version, length = _LENGTH.unpack_from(record)
-    if version != VERSION:
-        raise UnknownVersion(f"identity record of version {version}; this program reads version {VERSION}")
+    if version not in (VERSION, COMPACT_VERSION):
+        raise UnknownVersion(f"identity record of version {version}; this program reads versions {VERSION} and {COMPACT_VERSION}")
     return _LENGTH.size + int(length)
 
 
@@ -119,7 +134,12 @@ def decode_identity(holder: str, record: bytes) -> Identity:
     """The whole identity of *holder*."""
     end = _head_end(record)
     name, groups, erased_at_ms = _unpack_head(record[_LENGTH.size : end])
-    members, merges, profiles = _unpack_rest(record[end:])
+    if record[0] == VERSION:
+        members, merges, profiles = _unpack_rest(record[end:])
+    else:
+        contacts, numbers, numbered, profiles = _unpack_compact(record[end:])
+        members = [contacts[n] for n in numbers]
+        merges = [(at_ms, h, contacts[from_], contacts[into]) for at_ms, h, from_, into in numbered]
     return Identity(
         holder,
         set(members),

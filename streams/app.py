@@ -67,9 +67,10 @@ def build_app(
     fetch_bytes: int = 1 << 20,
     recovery_bytes: int = 64 << 20,
     check_crcs: bool = True,
+    limits: Mapping[str, int] = {},
 ) -> App:
     """A worker's app, not started. *sources* are the topics delivered in chunks, co-partitioned with *changelog*; *url* is where this worker
-    answers."""
+    answers; *limits*: topic -> the largest record batch that it takes, in bytes."""
     transport.install()
     host_and_port = kafka_options["bootstrap_servers"]
     first = host_and_port if isinstance(host_and_port, str) else host_and_port[0]
@@ -99,8 +100,8 @@ def build_app(
         table_standby_replicas=standby_replicas,
     )
     app.kafka_options, app.recovery_bytes = kafka_options, recovery_bytes
-    app.changelog = Changelog(app, changelog)
-    app.outward = Outward(kafka_options, client_id=f"{group}-outward")
+    app.changelog = Changelog(app, changelog, limits.get(changelog, transport.MAX_REQUEST_BYTES))
+    app.outward = Outward(kafka_options, client_id=f"{group}-outward", limits=limits)
     app.tables.add(
         EvidenceTable(
             app, changelog=changelog, name="evidence", partitions=partition_count, schema=transport.ChunkSchema(),

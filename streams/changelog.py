@@ -1,6 +1,7 @@
 """Changelog: writes changed evidence to the changelog partition of its owner, in order, and repairs what a foreign writer left there.
 
-Never writes for a partition whose assignment is over, and never reports a write as done that was acknowledged under another assignment.
+Never writes for a partition whose assignment is over, and never reports a write as done that was acknowledged under another assignment. A record that
+is larger than the topic takes is left out, logged and counted (`unsent`): evidence and identities are kept smaller.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from typing import Any
 
 import aiokafka
 from aiokafka import TopicPartition
+from aiokafka.errors import MessageSizeTooLargeError
 
 from streams import batches
 from streams.seam import Fenced
+from streams.transport import MAX_REQUEST_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +48,14 @@ class _Tenure:
 
 
 class Changelog:
-    """The changelog of this worker's partitions. Everything is called in the main event loop."""
+    """The changelog of this worker's partitions. Everything is called in the main event loop. *limit_bytes*: the largest record batch it takes."""
 
-    def __init__(self, app: Any, topic: str) -> None:
+    def __init__(self, app: Any, topic: str, limit_bytes: int = MAX_REQUEST_BYTES) -> None:
         self.app = app
         self.topic = topic
+        self.limit_bytes = limit_bytes
+        self.unsent = 0
+        """Records that were too large."""
         self.foreign_records = 0
         """Records of other writers seen in our partitions."""
         self._tenures: dict[int, _Tenure] = {}
@@ -76,8 +82,8 @@ class Changelog:
     async def send(self, partition: int, items: Items) -> asyncio.Future[int | None]:
         """Writes *items* (None is a tombstone) behind all that was sent before. Waits while the producer is full.
 
-        The future gives the last changelog offset once the broker has all of them, None for no items. Raises `Fenced`, here or by the future, when
-        the assignment is over; the future raises what the broker answered otherwise.
+        The future gives the last changelog offset once the broker has all that are not too large, None where there are none. Raises `Fenced`,
+        here or by the future, when the assignment is over; the future raises what the broker answered otherwise.
         """
         tenure = await self._owned(partition)
         if not items:
@@ -115,7 +121,7 @@ class Changelog:
             raise Fenced(f"the assignment of {self.topic}-{tenure.partition} is over")
         tenure.serving = not app.rebalancing
 
-    async def _send(self, tenure: _Tenure, items: Items) -> list[tuple[asyncio.Future[Any], int]]:
+    async def _send(self, tenure: _Tenure, items: Items) -> list[tuple[asyncio.Future[Any], Items]]:
         """Hands *items* to the producer in record batches. The tenure's lock is held. Returns (future, records) of each batch in order."""
         producer, now_ms = self.app.producer._producer, int(time.time() * 1000)
         sent = []
@@ -123,24 +129,48 @@ class Changelog:
         while start < len(items):
             batch = producer.create_batch()
             end = start + batches.fill(batch, items[start:] if start else items, repeat([]), repeat(now_ms))
-            if end == start:
-                raise ValueError(f"a changelog record of {len(items[start][1] or b'')} bytes does not fit into a batch")
+            if end == start + 1 and batch.size() > self.limit_bytes:  # the first goes in, whatever its size
+                self._left_out(tenure.partition, items[start])
+                start = end
+                continue
             mine = items[start:end] if end - start < len(items) else items
             tenure.pending.append(mine)
             if tenure.healer is not None:
                 tenure.rewritten.update(key for key, _ in mine)
             future = await producer.send_batch(batch, self.topic, partition=tenure.partition)
             future.add_done_callback(lambda done, mine=mine: self._account(tenure, done, mine))
-            sent.append((future, len(mine)))
+            sent.append((future, mine))
             start = end
         return sent
 
-    async def _settle(self, tenure: _Tenure, sent: list[tuple[asyncio.Future[Any], int]]) -> int:
-        last = -1
-        for future, count in sent:
-            last = (await future).offset + count - 1
+    async def _settle(self, tenure: _Tenure, sent: list[tuple[asyncio.Future[Any], Items]]) -> int | None:
+        last = None
+        for future, mine in sent:
+            try:
+                last = (await future).offset + len(mine) - 1
+            except MessageSizeTooLargeError:  # its limit was changed while we ran
+                last = await self._one_by_one(tenure, mine, last)
         self._check(tenure)
         return last
+
+    async def _one_by_one(self, tenure: _Tenure, items: Items, last: int | None) -> int | None:
+        """Writes *items*, which are too large together; the last offset, *last* where none of them was written."""
+        if len(items) == 1:
+            self._left_out(tenure.partition, items[0])
+            return last
+        for item in items:
+            async with tenure.lock:
+                self._check(tenure)
+                sent = await self._send(tenure, [item])
+            offset = await self._settle(tenure, sent)
+            last = last if offset is None else offset
+        return last
+
+    def _left_out(self, partition: int, item: tuple[bytes, bytes | None]) -> None:
+        key, value = item
+        self.unsent += 1
+        log.error("%s-%d: a record of %d bytes (key %r) is larger than the topic takes, and is not sent", self.topic, partition,
+                  len(value or b""), key)
 
     # -- foreign records
 

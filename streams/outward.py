@@ -1,20 +1,23 @@
 """Outward: writes what leaves a worker (stage changes, handoffs, totals, rejected records), in order per partition, acknowledged by the broker.
 
-Never reports a record as sent before all replicas have it; never reorders what one caller sends to one partition.
+Never reports a record as sent before all replicas have it; never reorders what one caller sends to one partition. A record that is larger than its
+topic takes is left out, logged and counted (`unsent`): whoever makes records keeps them smaller, and no single one may end a worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
 
 import aiokafka
+from aiokafka.errors import MessageSizeTooLargeError
 
 from streams import batches
 from streams.partitioner import partition_of
-from streams.transport import start_producer
+from streams.transport import MAX_REQUEST_BYTES, start_producer
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +27,13 @@ Outgoing = tuple[int | None, bytes | None, bytes | None, list[Header], int]
 
 
 class Outward:
-    """A producer of its own, so that a large changelog batch never delays a stage change."""
+    """A producer of its own, so that a large changelog batch never delays a stage change. *limits*: topic -> the largest record batch it takes, in
+    bytes; brokers differ in what they take beyond it."""
 
-    def __init__(self, kafka_options: Mapping[str, Any], client_id: str) -> None:
-        self._options, self._client_id = kafka_options, client_id
+    def __init__(self, kafka_options: Mapping[str, Any], client_id: str, limits: Mapping[str, int] = {}) -> None:
+        self._options, self._client_id, self._limits = kafka_options, client_id, limits
+        self.unsent: Counter[str] = Counter()
+        """Records that were too large, by topic."""
         self._producer: aiokafka.AIOKafkaProducer | None = None
         self._counts: dict[str, int] = {}
         self._keyless = 0
@@ -58,8 +64,8 @@ class Outward:
     async def send(self, topic: str, records: Sequence[Outgoing]) -> asyncio.Future[None]:
         """Hands *records* to the producer, one record batch a partition (more when they do not fit). Waits while the producer is full.
 
-        The future ends once the broker has acknowledged every one; it raises what the broker answered. Without partition the key decides (Kafka's
-        murmur2); without both, records go round the partitions. Raises `ValueError` for a record that no batch can hold.
+        The future ends once the broker has acknowledged every one that is not too large; it raises what else the broker answered. Without partition
+        the key decides (Kafka's murmur2); without both, records go round the partitions.
         """
         producer = self._producer
         if producer is None:
@@ -78,19 +84,33 @@ class Outward:
                     partition = self._keyless % count
             by_partition.setdefault(partition, []).append(record)
         acknowledged = []
+        limit_bytes = self._limits.get(topic, MAX_REQUEST_BYTES)
         for partition, mine in by_partition.items():
             sent = 0
             while sent < len(mine):
                 batch = producer.create_batch()
                 _, keys, values, headers, times_ms = zip(*(mine[sent:] if sent else mine), strict=True)
                 fitted = batches.fill(batch, zip(keys, values, strict=True), headers, times_ms)
-                if not fitted:
-                    raise ValueError(f"a record of {len(mine[sent][2] or b'')} bytes does not fit into a batch of {topic}")
-                acknowledged.append(await producer.send_batch(batch, topic, partition=partition))
+                if fitted == 1 and batch.size() > limit_bytes:  # the first goes in, whatever its size
+                    self._left_out(topic, mine[sent])
+                else:
+                    future = await producer.send_batch(batch, topic, partition=partition)
+                    acknowledged.append((future, partition, mine[sent : sent + fitted]))
                 sent += fitted
-        return asyncio.ensure_future(_all(acknowledged))
+        return asyncio.ensure_future(self._acknowledged(topic, acknowledged))
 
+    async def _acknowledged(self, topic: str, sent: list[tuple[asyncio.Future[Any], int, list[Outgoing]]]) -> None:
+        for future, partition, records in sent:
+            try:
+                await future
+            except MessageSizeTooLargeError:  # its limit was changed while we ran
+                if len(records) == 1:
+                    self._left_out(topic, records[0])
+                    continue
+                for record in records:
+                    await (await self.send(topic, [(partition, *record[1:])]))
 
-async def _all(futures: list[asyncio.Future[Any]]) -> None:
-    for future in futures:
-        await future
+    def _left_out(self, topic: str, record: Outgoing) -> None:
+        _, key, value, _, _ = record
+        self.unsent[topic] += 1
+        log.error("%s: a record of %d bytes (key %r) is larger than the topic takes, and is not sent", topic, len(value or b""), key)

@@ -128,6 +128,11 @@ def names(settings: Settings) -> dict[str, str]:
     return {spec.name: topic_name(settings, spec.name) for spec in TABLE}
 
 
+def limits(settings: Settings) -> dict[str, int]:
+    """Full name -> the largest record batch of a topic, in bytes, of all topics of the table."""
+    return {topic_name(settings, spec.name): spec.max_message_bytes for spec in TABLE}
+
+
 # ---------------------------------------------------------------- deciding
 
 

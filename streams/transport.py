@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 
 import aiokafka
 from aiokafka import client
-from aiokafka.errors import ClusterAuthorizationFailedError, UnknownError
+from aiokafka.errors import ClusterAuthorizationFailedError, MessageSizeTooLargeError, UnknownError
+from aiokafka.producer import sender
 from faust.serializers.schemas import Schema
 from faust.transport import drivers
 from faust.transport.drivers import aiokafka as driver
@@ -344,6 +345,18 @@ async def start_producer(kafka_options: Mapping[str, Any], client_id: str) -> ai
     return producer
 
 
+class SendProduceReqHandler(sender.SendProduceReqHandler):  # type: ignore[misc]
+    """aiokafka's, which numbers what follows as if the broker had taken a batch that is too large: it would take nothing more."""
+
+    def handle_response(self, response: Any) -> None:
+        super().handle_response(response)
+        numbers = self._sender._txn_manager
+        for tp, batch in self._batches.items() if numbers is not None else ():
+            done = batch.future.done() and not batch.future.cancelled()
+            if done and isinstance(batch.future.exception(), MessageSizeTooLargeError):
+                numbers.increment_sequence_number(tp, -batch.record_count)
+
+
 _connect = client.create_conn
 
 
@@ -366,7 +379,9 @@ class Transport(driver.Transport):
 
 
 def install() -> None:
-    """Makes the scheme known to Faust, and gives aiokafka's clients our connections and our reading. Safe to call again."""
+    """Makes the scheme known to Faust, and gives aiokafka's clients our connections, our reading and our way with batches that are too large.
+    Safe to call again."""
     drivers.TRANSPORTS.aliases[SCHEME] = "streams.transport:Transport"
     batches.install()
     client.create_conn = severable
+    sender.SendProduceReqHandler = SendProduceReqHandler

@@ -10,16 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from aiokafka.errors import MessageSizeTooLargeError
+
 from agents import questions
 from agents.partition import SOURCES, Context, Partition
 from schemas.journey import Journey, parse_journey
 from state.ledger import Memory
 from state.matching import Matcher
 from streams.partitioner import partition_of
+from streams.topics import BY_NAME
 from tests.support import PATIENCE_SECONDS
 from tests.support.recalculating import Recalculating
 
+CHANGELOG = "changelog"
 TOPICS = {name: f"waypost.{name}" for name in (*SOURCES, "stage-changes", "rejected", "totals")}
+
+RECORD_BYTES = 1000
+"""That a record of a few short headers takes in a batch of its own, beside what it says, at most."""
 
 
 @dataclass
@@ -34,7 +41,7 @@ class Record:
 
 
 class Logs:
-    """Topics in memory; acknowledges at once, in order."""
+    """Topics in memory; acknowledges at once, in order. Takes no larger records than the topics do."""
 
     def __init__(self, partitions: int) -> None:
         self.partitions = partitions
@@ -48,6 +55,9 @@ class Logs:
         self, topic: str, partition: int, key: bytes | None, value: bytes | None, headers: Any = (), at_ms: int = 0
     ) -> int:
         log = self.log(topic, partition)
+        limit_bytes = BY_NAME["evidence-changelog" if topic == CHANGELOG else topic.removeprefix("waypost.")].max_message_bytes
+        if sum(len(part or b"") for part in (key, value, *(said for _, said in headers))) > limit_bytes - RECORD_BYTES:
+            raise MessageSizeTooLargeError(f"{topic}: {len(value or b'')} bytes")  # as Kafka says
         log.append(Record(len(log), at_ms, key, value, list(headers)))
         return len(log) - 1
 
@@ -84,7 +94,7 @@ class Changelog(Logs):
     async def send(self, partition: int, items: list[tuple[bytes, bytes | None]]) -> Any:
         offset = None
         for key, value in items:
-            offset = self.append("changelog", partition, key, value)
+            offset = self.append(CHANGELOG, partition, key, value)
         return self._acknowledged(offset)
 
 

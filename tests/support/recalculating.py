@@ -31,7 +31,7 @@ def rebuilt(one: Recalculation, rules: Mapping[bytes, Any], log: Sequence[Any], 
     """`(key, value)` of the rebuilt evidence of a piece of the log: what the job writes."""
     hits: rebuilding.Hits = {}
     sum(rebuilding.hits(block_of(log), rebuilding.finder(one, rules), ahead_ms, hits))
-    return [(contact.encode(), handoffs.encode(intake.as_join(contact, mine))) for contact, mine in hits.items()]
+    return [(contact.encode(), value) for contact, mine in hits.items() for value in handoffs.encode_all(intake.as_join(contact, mine))]
 
 
 class Recalculating:
