@@ -6,6 +6,7 @@ Where they are: the setting `workers`, or else the description of the consumer g
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import struct
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple
 
 import aiohttp
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
 
 from .errors import ApiError
 
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 ASK_SECONDS = 4.0
 FRESH_SECONDS = 5.0  # how long a list of workers found through the group is believed while all of them answer
 RETRY_SECONDS = 0.3
+FIND_SECONDS = 0.5  # that a newer list of workers is waited for where there is an older one
+DESCRIBE_SECONDS = 10.0
 Find = Callable[[], Coroutine[Any, Any, list[str]]]
 
 
@@ -152,29 +154,51 @@ class GroupDirectory:
         self._kafka = kafka
         self._admin: AIOKafkaAdminClient | None = None
         self._last: list[str] = []
+        self._asking: asyncio.Task[None] | None = None
 
     async def find(self) -> list[str]:
-        """The URLs of the members; none when the group cannot be described now."""
+        """The URLs of the members; those found last when the group cannot be described now.
+
+        Workers answer without the broker. So it is asked in the background, and who asks waits at
+        most `FIND_SECONDS` for a newer answer than the last.
+        """
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._describe())
+        await asyncio.wait({self._asking}, timeout=FIND_SECONDS if self._last else None)
+        return self._last
+
+    async def _describe(self) -> None:
+        """Describe the group, and keep where its members are."""
         try:
-            if self._admin is None:
-                admin = AIOKafkaAdminClient(**self._kafka)
-                await admin.start()
-                self._admin = admin
-            async with asyncio.timeout(ASK_SECONDS):
+            async with asyncio.timeout(DESCRIBE_SECONDS):
+                if self._admin is None:
+                    self._admin = AIOKafkaAdminClient(**self._kafka)
+                    await self._admin.start()
                 described = await self._admin.describe_consumer_groups([self._group])
-        except (KafkaError, TimeoutError, OSError) as error:
-            log.warning("the group %s cannot be described: %r", self._group, error)
-            return []
+        except Exception as error:  # whatever it is, the next one connects again
+            log.warning("group %s cannot be described, keeping the last answer: %r", self._group, error)
+            await self._disconnect()
+            return
+        self._take(described)
+
+    def _take(self, described: Any) -> None:
         # the fields of a member depend on the version of the answer: of its two byte strings, metadata and assignment, only the first says a URL
         members = [member for answer in described for group in answer.groups for member in group[5]]
         urls = {url for member in members for part in member if isinstance(part, bytes) and (url := member_url(part))}
         if urls or not members:  # while the group rebalances, members are described without their URLs: the last ones are the best guess
             self._last = sorted(urls)
-        return self._last
+
+    async def _disconnect(self) -> None:
+        admin, self._admin = self._admin, None
+        if admin is not None:
+            with contextlib.suppress(Exception):  # it is of no use any more
+                await admin.close()
 
     async def stop(self) -> None:
-        if self._admin is not None:
-            await self._admin.close()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait({self._asking})
+        await self._disconnect()
 
 
 def member_url(metadata: bytes) -> str | None:
