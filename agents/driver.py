@@ -128,7 +128,7 @@ class Driver:
                 log.info("recalculation %s is planned, cause %s, for %s", planned.id, planned.cause, ", ".join(planned.journeys))
                 out |= {part.id: part for part in parts(planned)}
         out |= {one.id: one for one in unneeded(table, journeys, now_ms, self._keep_ms)}
-        following = begin(table, now_ms)
+        following = begin(table, journeys, now_ms)
         if following is not None:
             out[following.id] = following
         for one in table.active():

@@ -52,17 +52,18 @@ def install(app: FastAPI, backend: Backend) -> None:
         "/api/recalculations",
         status_code=202,
         response_model=models.Recalculation,
-        responses=errors(404, 409, 413, 415, 422, 503),
+        responses=errors(404, 409, 413, 415, 422, 429, 503),
         openapi_extra=request_body(BODY),
     )
     async def start(request: Request) -> Any:
         """Plans a recalculation of the rules of journeys: their evidence is built anew from the log, beside the living. It begins when none is under
-        way. Other journeys with the same rules follow. Activities older than `log_from`, which the log has no more, count no longer afterwards."""
+        way; an equal one that is planned already is the answer instead. Other journeys with the same rules follow. Activities older than `log_from`,
+        which the log has no more, count no longer afterwards."""
         wanted, events_per_second = _read(await read_body(request))
         journeys = backend.store.all() if wanted is None else [backend.store.known(id_) for id_ in dict.fromkeys(wanted)]
         if not journeys:
             raise ApiError(409, "no_journeys", "there are no journeys to recalculate; apply one first", "journeys")
-        return row(await backend.recalculations.plan(journeys, events_per_second, await backend.offsets.first_ms("activities")))
+        return row(await backend.recalculations.plan(journeys, events_per_second, lambda: backend.offsets.first_ms("activities")))
 
     @app.get("/api/recalculations", response_model=models.Recalculations, responses=errors(404, 422, 503))
     async def all_of_them(

@@ -275,18 +275,23 @@ class Backend:
         raise _later("partitions_unavailable", f"no worker answers for {what} at the moment; try again")
 
     async def statuses(self, journeys: list[Journey]) -> dict[str, str | None]:
-        """Whether the newest version of each journey is complete on all partitions: live, calculating, or None when partitions do not answer."""
+        """Return for each journey whether its newest version is complete on all partitions: live, calculating, or None when partitions do
+        not answer. Workers are not asked where a recalculation is to come first.
+        """
+        targets = {j.id: self.recalculations.wanted(j) for j in journeys}
+        found: dict[str, str | None] = {
+            id_: "calculating" for id_, wanted in targets.items() if wanted.generation is None or wanted.recalculation is not None
+        }
+        if len(found) == len(targets):
+            return found
         try:
             answers = await self.workers.all_partitions("/internal/journeys", {"journey": journeys[0].id} if len(journeys) == 1 else {})
         except ApiError:
-            return dict.fromkeys((j.id for j in journeys), None)
+            return dict.fromkeys(targets, None) | found
         built = [said["journeys"] for said in answers.partitions.values()]
-        found: dict[str, str | None] = {}
-        for j in journeys:
-            wanted = self.recalculations.wanted(j)
-            settled = wanted.generation is not None and wanted.recalculation is None
-            live = settled and all(b.get(j.id, [0, 0]) >= [*wanted.target] for b in built)
-            found[j.id] = "live" if live else "calculating"
+        for id_ in targets.keys() - found.keys():
+            target = [*targets[id_].target]
+            found[id_] = "live" if all(b.get(id_, [0, 0]) >= target for b in built) else "calculating"
         return found
 
     async def state(self) -> tuple[int | None, dict[str, dict[str, Any] | None]]:

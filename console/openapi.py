@@ -21,7 +21,7 @@ REASONS = {
     413: "the body is too large",
     415: "the body is not JSON",
     422: "what was sent breaks a rule",
-    429: "the session has as many streams as it may have; `Retry-After` says when to try again",
+    429: "there is too much of this at present: streams of the session, recalculations that are planned; try again later",
     503: "the broker or a worker does not answer; try again",
 }
 INTRODUCTION = """Customer journeys: where contacts stand. Every error has the same shape. Times are RFC 3339, UTC, with milliseconds."""

@@ -34,6 +34,8 @@ from .results import Wanted
 log = logging.getLogger(__name__)
 
 WRITE_SECONDS = 15.0
+MAX_PLANNED = 100
+"""Recalculations that wait for their turn; more are refused."""
 Send = Callable[[str, bytes, bytes | None, list[tuple[str, bytes]]], Awaitable[int]]
 """Writes (topic, key, value, headers) and gives the record's offset when the broker has it."""
 
@@ -47,6 +49,7 @@ class RecalculationStore:
         self._follower = Follower([topic], kafka, self._take)
         self._send = send
         self._now_ms = now_ms
+        self._planning = asyncio.Lock()
 
     async def start(self) -> None:
         """Connects, reads the topic to its end, then follows it. Raises KafkaError."""
@@ -94,30 +97,44 @@ class RecalculationStore:
 
     # ------------------------------------------------------------------ writing
 
-    async def plan(self, journeys: Sequence[Journey], events_per_second: float | None, log_from_ms: int | None) -> Recalculation:
-        """Plans a recalculation of all rules of *journeys*, which begins when none is under way. Raises `ApiError` (503).
+    async def plan(
+        self, journeys: Sequence[Journey], events_per_second: float | None, first_ms: Callable[[], Awaitable[int | None]]
+    ) -> Recalculation:
+        """Plan a recalculation of all rules of *journeys*, which begins when none is under way; return it.
 
-        Of very many rules it plans several, one behind the other, and returns the last. *log_from_ms*: the time of the oldest activity on the log;
-        what happened before does not count afterwards.
+        Of very many rules it plans several, one behind the other, and returns the last. What is planned, has not begun and is equal is returned
+        instead: it will do all that is asked for. Raises `ApiError`: 429 when too many are planned, 503. *first_ms* gives the time of the oldest
+        activity on the log; what happened before does not count afterwards.
         """
+        ids = tuple(sorted(journey.id for journey in journeys))
         rules = {key: rule for journey in journeys for key, rule in rules_by_key(journey).items()}
-        if log_from_ms is not None and not 0 <= log_from_ms <= MAX_CONTROL_MS:
-            log_from_ms = None  # whoever sent the activity gave its record a time that is none
-        one = Recalculation(
-            id=f"r-{secrets.token_hex(6)}", state=PLANNED, cause=REQUEST, journeys=tuple(sorted(journey.id for journey in journeys)),
-            rules=tuple(rules.values()), throttle=events_per_second, planned_at=self._now_ms(), log_from=log_from_ms,
-        )  # fmt: skip
-        planned = parts(one)
-        for part in planned:
-            await self._write(part)
-        return self.known(planned[-1].id)
+        async with self._planning:  # whoever asks for the same meanwhile finds what was planned
+            waiting = [one for one in self.table.all() if one.state == PLANNED]
+            equal = [one for one in waiting if (one.cause, one.journeys, one.throttle) == (REQUEST, ids, events_per_second)]
+            if {key for one in equal for key in self.table.rules(one.id)} == rules.keys():
+                return equal[-1]
+            if len(waiting) >= MAX_PLANNED:
+                message = f"{len(waiting)} recalculations are planned already; wait until some have begun, or cancel some"
+                raise ApiError(429, "too_many_recalculations", message)
+            log_from_ms = await first_ms()
+            if log_from_ms is not None and not 0 <= log_from_ms <= MAX_CONTROL_MS:
+                log_from_ms = None  # whoever sent the activity gave its record a time that is none
+            one = Recalculation(
+                id=f"r-{secrets.token_hex(6)}", state=PLANNED, cause=REQUEST, journeys=ids, rules=tuple(rules.values()),
+                throttle=events_per_second, planned_at=self._now_ms(), log_from=log_from_ms,
+            )  # fmt: skip
+            planned = parts(one)
+            for part in planned:
+                await self._write(part)
+            return self.known(planned[-1].id)
 
     async def cancel(self, id_: str) -> Recalculation:
         """Cancels a recalculation; what is visible stays as it is. Raises `ApiError`: 404, 409 when it is over, 503."""
         one = self.known(id_)
         if not one.over:
-            await self._write(one.but(state=CANCELLED, reason=None, finished_at=self._now_ms(), eta_seconds=None, events_per_second=None))
-            one = self.known(id_)
+            cancelled = one.but(state=CANCELLED, reason=None, finished_at=self._now_ms(), eta_seconds=None, events_per_second=None)
+            await self._write(cancelled)
+            one = self.table.records.get(id_, cancelled)  # workers forget those of long ago at once
         if one.state != CANCELLED:
             raise ApiError(409, "recalculation_over", f'recalculation "{id_}" is {one.state} already and cannot be cancelled')
         return one

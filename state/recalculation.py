@@ -105,8 +105,8 @@ class Table:
             self._index, self.turns = None, self.turns + 1
             return True
         after = record if before is None else _joined(before, record)
-        if before is None:
-            self._keys[id_] = by_key(record.rules)
+        if before is None or before.rules is not after.rules:
+            self._keys[id_] = by_key(after.rules)
         (self.stale.discard if after == record else self.stale.add)(id_)
         self.records[id_] = after
         if before is not None and _concerns_partitions(before) == _concerns_partitions(after):
@@ -198,10 +198,20 @@ class Table:
         return frozenset(over - self.recorded().keys())
 
     def covering(self, journey: Journey) -> Recalculation | None:
-        """The recalculation under way, or else the next planned, that rebuilds any rule of *journey*; None when there is none."""
+        """The recalculation under way, or else the next planned, that rebuilds any rule of *journey*; None when there is none.
+
+        A rule that waits for evidence is rebuilt by the planned one of cause edit, which takes it along when it begins (`begin`).
+        """
         mine = rules_by_key(journey)
         waiting = [one for one in self.all() if one.state == PLANNED]
-        return next((one for one in (*self.active(), *waiting) if not mine.keys().isdisjoint(self._keys[one.id])), None)
+        found = next((one for one in (*self.active(), *waiting) if not mine.keys().isdisjoint(self._keys[one.id])), None)
+        if found is None and any(self._waits(journey, key) for key in mine):
+            return next((one for one in waiting if one.cause == EDIT), None)
+        return found
+
+    def _waits(self, journey: Journey, rule: bytes) -> bool:
+        """Return True if a recalculation of *rule* (key) is to begin by itself for *journey*: it has no evidence, and none was given up."""
+        return not self.standing(rule).readable and self.gave_up(journey, rule) is None
 
     def given_up(self, journey: Journey) -> Recalculation | None:
         """The recalculation for want of which *journey* does not show its newest version: somebody cancelled it, or it failed, since that was saved,
@@ -232,14 +242,16 @@ def _joined(before: Recalculation, after: Recalculation) -> Recalculation:
         return before
     if _place(after) < _place(before):
         return before
+    # a planned one has the rules of its last record: what began says with which (see `begin`); from then on they stay
+    begun = before.state != PLANNED
     switched_at = before.switched_at or after.switched_at
     phase = after.phase
     if after.state == CANCELLED != before.state:
         phase = CANCELLING if switched_at is not None else None
     return after.but(
         phase=phase,
-        rules=before.rules,
-        journeys=before.journeys,
+        rules=before.rules if begun or before.rules == after.rules else after.rules,
+        journeys=before.journeys if begun else after.journeys,
         epoch=max(before.epoch, after.epoch),
         started_at=before.started_at or after.started_at,
         switched_at=switched_at,
@@ -336,10 +348,25 @@ class Reports:
 
 
 def missing(table: Table, journeys: Iterable[Journey], now_ms: int) -> Recalculation | None:
-    """A recalculation of the rules that no evidence was ever collected for, to be planned; None when there are none.
+    """Return a recalculation of the rules that no evidence was ever collected for, to be planned; None when there are none.
 
-    What somebody cancelled, or what failed, is not begun again by itself, unless the journey was saved since.
+    What somebody cancelled, or what failed, is not begun again by itself, unless the journey was saved since. Where one of this kind is
+    planned already, no other is: it takes along what is missing when it begins.
     """
+    if any(one.state == PLANNED and one.cause == EDIT for one in table.records.values()):
+        return None
+    rules, asking = _without_evidence(table, journeys)
+    if not rules:
+        return None
+    text = repr((sorted(asking.items()), sorted(rules))).encode()
+    id_ = "edit-" + blake2b(text, digest_size=6).hexdigest()
+    while id_ in table.records:
+        id_ = "edit-" + blake2b(id_.encode(), digest_size=6).hexdigest()
+    return Recalculation(id=id_, state=PLANNED, cause=EDIT, journeys=tuple(sorted(asking)), rules=tuple(rules.values()), planned_at=now_ms)
+
+
+def _without_evidence(table: Table, journeys: Iterable[Journey]) -> tuple[dict[bytes, Rule], dict[str, int]]:
+    """Return the rules by key that have no evidence and that no recalculation is to rebuild, and for which journeys, with their versions."""
     coming = {key for one in table.records.values() if one.state in (PLANNED, FILLING, SWITCHING) for key in table.rules(one.id)}
     rules: dict[bytes, Rule] = {}
     asking: dict[str, int] = {}
@@ -349,13 +376,7 @@ def missing(table: Table, journeys: Iterable[Journey], now_ms: int) -> Recalcula
                 continue
             rules[key] = rule
             asking[journey.id] = journey.version or 0
-    if not rules:
-        return None
-    text = repr((sorted(asking.items()), sorted(rules))).encode()
-    id_ = "edit-" + blake2b(text, digest_size=6).hexdigest()
-    while id_ in table.records:
-        id_ = "edit-" + blake2b(id_.encode(), digest_size=6).hexdigest()
-    return Recalculation(id=id_, state=PLANNED, cause=EDIT, journeys=tuple(sorted(asking)), rules=tuple(rules.values()), planned_at=now_ms)
+    return rules, asking
 
 
 def parts(one: Recalculation) -> list[Recalculation]:
@@ -406,8 +427,12 @@ def forgotten(table: Table) -> list[str]:
     return [one.id for one in gone[: max(0, len(gone) - KEPT)]]
 
 
-def begin(table: Table, now_ms: int) -> Recalculation | None:
-    """The next planned recalculation, filling; None when one is under way or none is planned."""
+def begin(table: Table, journeys: Iterable[Journey], now_ms: int) -> Recalculation | None:
+    """Return the next planned recalculation, filling; None when one is under way or none is planned.
+
+    One that an edit made takes along all rules of *journeys* that have no evidence by then: a thousand journeys saved while another
+    recalculation was under way are rebuilt by one reading of the log. What does not fit into its record waits for the next.
+    """
     if table.active():
         return None
     planned = next((one for one in table.all() if one.state == PLANNED), None)
@@ -420,4 +445,8 @@ def begin(table: Table, now_ms: int) -> Recalculation | None:
             finished_at=now_ms,
             reason=f"a recalculation has the highest epoch there is, {MAX_EPOCH}",
         )
+    if planned.cause == EDIT:
+        rules, asking = _without_evidence(table, journeys)
+        journeys_asking = tuple(sorted({*planned.journeys, *asking}))
+        planned = parts(planned.but(rules=(*planned.rules, *rules.values()), journeys=journeys_asking))[0]
     return planned.but(state=FILLING, phase=READING, epoch=epoch, started_at=now_ms)

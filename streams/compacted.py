@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 WAITING_SECONDS = 5.0
 """So long somebody waits for records before the log says so."""
+FETCH_WAIT_MS = 80
+"""So long the broker may hold a fetch that finds nothing. The embedded broker looks for new records at half of it only, and who wrote waits for
+the record to come back."""
 Fetched = Mapping[str, Sequence[Any]]
 """Topic -> records (.key .value .headers .offset .timestamp), in the order of the log."""
 
@@ -100,7 +103,10 @@ class Follower:
     async def _connect(self) -> AIOKafkaConsumer:
         await self._disconnect()
         consumer = AIOKafkaConsumer(
-            enable_auto_commit=False, auto_offset_reset="earliest", **self._kafka
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            **self._kafka,
         )
         self._consumer = consumer
         await consumer.start()

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from console.recalculations import MAX_PLANNED
 from tests.contracts.test_api import error_of, journey, put, send, visit
 from tests.contracts.test_cli import run
 from tests.support import PATIENCE_SECONDS
@@ -121,6 +123,32 @@ def test_what_there_is_not(waypost: Waypost, name: str) -> None:
     assert (late.status_code, error_of(late)["code"]) == (409, "recalculation_over")
     late = waypost.http.post(f"/api/recalculations/{id_}/confirm")
     assert (late.status_code, error_of(late)["code"]) == (409, "nothing_to_confirm")
+
+
+def test_equal_ones_that_wait_are_one_and_the_queue_is_bounded(waypost: Waypost, name: str) -> None:
+    put(waypost, journey(name, "x"))
+    put(waypost, journey(name + "-2", "y"))
+    send(waypost, "activities", *(visit(name, str(n), "x", "10:00:00") for n in range(2000)))  # half an hour's reading at one a second
+    waypost.settled(name)
+    waypost.settled(name + "-2")
+    slow = waypost.http.post("/api/recalculations", json={"journeys": [name], "events_per_second": 1}).json()["id"]
+    waypost.until(lambda: waypost.http.get(f"/api/recalculations/{slow}").json()["state"] == "filling", "for it to read")
+    body = {"journeys": [name, name + "-2"], "events_per_second": 2}
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: waypost.http.post("/api/recalculations", json=body), range(300)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    planned = [answers[0].json()["id"]]
+    other = waypost.http.post("/api/recalculations", json=body | {"events_per_second": 3})
+    assert other.json()["id"] not in planned, "it is not equal"
+    planned.append(other.json()["id"])
+    while (answer := waypost.http.post("/api/recalculations", json=body | {"events_per_second": 4 + len(planned)})).status_code == 202:
+        planned.append(answer.json()["id"])
+    assert len(planned) == MAX_PLANNED
+    assert (answer.status_code, error_of(answer)["code"]) == (429, "too_many_recalculations")
+    for id_ in [*planned, slow]:
+        assert waypost.http.post(f"/api/recalculations/{id_}/cancel").status_code == 200
+    assert waypost.settled(name)["stages"][0]["converted"] == 2000
 
 
 def test_without_a_schedule_there_is_no_next_run(waypost: Waypost) -> None:

@@ -138,7 +138,7 @@ def _recalculation_refused_or_usable(raw: bytes) -> None:
     planned = one.but(id="r-2", state=PLANNED)
     table.take("r-2", planned)
     table.take("r-1", one.but(state=CANCELLED))
-    following = begin(table, 5)
+    following = begin(table, [], 5)
     assert following is not None
     assert decode(b"r-2", encode(following)) == following, (
         "what comes next can be read by everybody"
@@ -188,7 +188,7 @@ def test_no_epoch_comes_after_the_highest() -> None:
     table = Table()
     table.take("r-1", FULL.but(epoch=MAX_EPOCH, state=CANCELLED))
     table.take("r-2", FULL.but(id="r-2", epoch=0, state=PLANNED))
-    after = begin(table, 9)
+    after = begin(table, [], 9)
     assert after is not None
     assert (after.state, after.epoch) == ("failed", 0)
     assert decode(b"r-2", encode(after)) == after

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from agents.driver import next_run_ms, scheduled
-from schemas.recalculation import CANCELLED, CONFIRMING, LIVE, SWITCHING, Schedule
+from schemas.journey import Journey, parse_journey
+from schemas.recalculation import (
+    CANCELLED,
+    CONFIRMING,
+    FILLING,
+    LIVE,
+    PLANNED,
+    SWITCHING,
+    Recalculation,
+    Schedule,
+    decode,
+    encode,
+)
 from schemas.times import parse_ms
-from state.recalculation import Table, missing
+from state.recalculation import Table, begin, missing, rules_by_key
 
 from .conftest import CAMPAIGN, CLICK, DOWNLOAD, REQUEST
 from .shop import Shop, left, ms, reached
@@ -225,6 +237,81 @@ def test_what_somebody_cancelled_is_not_begun_again_until_it_is_asked_for_or_sav
 # -- the schedule ---------------------------------------------------------------------------------------------------------
 
 NIGHTLY = "0 2 * * *"
+
+
+def visited(*pages: str) -> list[Journey]:
+    """Return a journey for each of *pages*, with one stage: that the page was visited."""
+    return [
+        parse_journey({"id": page, "name": page, "stages": [{"name": "S", "condition": {"any": [{"rule": "visited_page", "page": page}]}}]})
+        for page in pages
+    ]
+
+
+def planned(table: Table, journeys: list[Journey], now_ms: int) -> Recalculation:
+    """Plan what is missing for *journeys*, as the driver does, and return it."""
+    one = missing(table, journeys, now_ms)
+    assert one is not None
+    table.take(one.id, one)
+    return one
+
+
+def test_rules_that_wait_are_taken_together_into_the_next_recalculation() -> None:
+    table, journeys = Table(), visited(*(f"p{n}" for n in range(1000)))
+    first = planned(table, journeys[:1], 1)
+    running = begin(table, journeys[:1], 2)
+    assert running is not None
+    table.take(first.id, running)
+    second = planned(table, journeys[:2], 3)
+    for count in range(3, 1001):
+        assert missing(table, journeys[:count], count) is None, "they wait for the one that is planned"
+        assert begin(table, journeys[:count], count) is None
+    assert [table.covering(journey) for journey in (journeys[0], journeys[1], journeys[999])] == [running, second, second]
+    table.take(first.id, running.but(state=LIVE, switched_at=1001, finished_at=1001))
+    following = begin(table, journeys, 1002)
+    assert following is not None
+    assert (following.id, following.state) == (second.id, FILLING)
+    assert following.journeys == tuple(sorted(journey.id for journey in journeys[1:]))
+    table.take(following.id, following)
+    assert len(table.rules(following.id)) == 999
+    assert missing(table, journeys, 1003) is None
+    assert not table.stale
+
+
+def test_what_began_says_for_good_which_rules_it_rebuilds() -> None:
+    """Whoever reads the compacted topic sees the last record alone: it must come to the same."""
+    early, late, journeys = Table(), Table(), visited("a", "b", "c")
+    one = planned(early, journeys[:1], 1)
+    filling = begin(early, journeys[:2], 2)
+    assert filling is not None
+    early.take(one.id, filling)
+    early.take(one.id, one)  # of a driver that did not know of it
+    assert early.stale == {one.id}
+    other = filling.but(rules=one.rules, journeys=one.journeys, progress=0.5)
+    early.take(one.id, other)  # of a driver that began it with fewer rules
+    late.take(one.id, decode(one.id.encode(), encode(early.records[one.id])))
+    assert early.rules(one.id) == late.rules(one.id) == rules_by_key(journeys[0]) | rules_by_key(journeys[1])
+
+
+def test_a_recalculation_that_somebody_asked_for_takes_nothing_along() -> None:
+    table, journeys = Table(), visited("a", "b")
+    table.take("r-1", Recalculation(id="r-1", state=PLANNED, cause="request", journeys=("a",), rules=tuple(rules_by_key(journeys[0]).values())))
+    following = begin(table, journeys, 1)
+    assert following is not None
+    assert following.journeys == ("a",)
+    table.take("r-1", following)
+    assert planned(table, journeys, 2).journeys == ("b",)
+
+
+def test_what_was_given_up_is_not_taken_along() -> None:
+    table, journeys = Table(), visited("a", "b", "c")
+    one = planned(table, journeys[:1], 1)
+    table.take(one.id, one.but(state=CANCELLED, finished_at=2))
+    other = planned(table, journeys[:2], 3)
+    assert table.covering(journeys[0]) is None, "it does not begin by itself"
+    assert table.covering(journeys[2]) == other
+    following = begin(table, journeys, 4)
+    assert following is not None
+    assert following.journeys == ("b", "c")
 
 
 def test_the_schedule_fires_when_due_once_and_makes_up_for_a_missed_run_once(bank: Shop) -> None:

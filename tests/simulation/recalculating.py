@@ -231,7 +231,7 @@ class Recalculating:
         if planned is not None and planned.id not in table.records:
             out.append(planned)
         out += unneeded(table, catalog.values(), now_ms, KEEP_MS)
-        following = begin(table, now_ms)
+        following = begin(table, catalog.values(), now_ms)
         out += [] if following is None else [following]
         waiting = False
         for one in table.active():

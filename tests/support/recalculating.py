@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from agents import handoffs, intake, rebuilding
@@ -67,8 +66,8 @@ class Recalculating:
         table, now_ms, n = self.context.recalculations, self.context.now_ms(), self.context.partitions
         flushes: dict[str, Flush] = {}
         for _ in range(10_000):
-            for following in (partial(missing, table, self.context.catalog.values(), now_ms), partial(begin, table, now_ms)):
-                one = following()
+            for following in (missing, begin):
+                one = following(table, self.context.catalog.values(), now_ms)
                 if one is not None:
                     self.take(one)
             active = [one for one in table.active() if not one.waits]
