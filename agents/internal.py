@@ -27,6 +27,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler as Handling
 from prometheus_client import generate_latest
 
+from state.ledger import Damaged
 from streams.connections import ADDRESS, WORKER_CONNECTIONS, Acceptor, Connections, limits, peer
 from streams.partitioner import partition_of
 from streams.settings import Settings
@@ -235,7 +236,10 @@ def application(
             given = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode()):
                 return _json({"error": "not yours"}, 401)
-        return await handler(request)
+        try:
+            return await handler(request)
+        except Damaged as damage:
+            return _json({"error": str(damage)}, 503)
 
     @web.middleware
     async def limited(request: web.Request, handler: Handling) -> web.StreamResponse:

@@ -59,6 +59,10 @@ RULE_FAULTS = Counter(
     "Activities on which the own code of a rule type failed, by rule; such an activity does not meet the rule.",
     ["rule"],
 )
+DAMAGED = Counter(
+    "waypost_damaged_partitions_total",
+    "Partitions whose RocksDB was found damaged, set aside and read again from the changelog.",
+)
 BACKGROUND_FAILURES = Counter(
     "waypost_background_failures_total",
     "Failures of background work, which is tried again: totals, reports, recalculations, rejections.",
@@ -74,7 +78,7 @@ INTERNAL_CLOSED = Counter(
 CATALOGUE = (
     ACTIVITIES, RECORDS, REJECTED, STAGE_CHANGES, HANDOFFS, STEP_SECONDS, WORK_SECONDS, VISIBLE_SECONDS, PARTITIONS, SCAN_CONTACTS, RECOVERED_RECORDS,
     FOREIGN_RECORDS, UNSENT_RECORDS, TRUNCATED, LEDGER_BYTES, SOURCE_LAG, RULE_FAULTS,
-    BACKGROUND_FAILURES,
+    BACKGROUND_FAILURES, DAMAGED,
     INTERNAL_CLOSED,
 )  # fmt: skip
 

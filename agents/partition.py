@@ -26,7 +26,7 @@ from state.announcement import doubted
 from state.arrivals import NO_ARRIVALS, Arrivals, hits_alone, join_of
 from state.batch import Batch
 from state.decision import UNBOUNDED, Decision
-from state.ledger import Ledger, Memory
+from state.ledger import Damaged, Ledger, Memory
 from state.matching import Matcher
 from state.messages import Message
 from state.plain import FEW
@@ -76,6 +76,7 @@ class Context:
     under_way: UnderWay = field(default_factory=UnderWay)
     background_share: float = 0.2  # see `agents.pipeline.Turns`
     step_done: Callable[[str, int], None] | None = None
+    damaged: Callable[[int, Damaged], None] = lambda partition, damage: None
     reflected: Callable[[str, int], int | None] = lambda topic, partition: (
         None
     )  # next offset of a source that is not done
@@ -92,7 +93,9 @@ class Partition:
         self.number = number
         self.context = context
         self.path = context.data_dir / f"partition-{number}"
+        self.damage: str | None = None  # why it is to be closed; the exception would keep iterators
         self.ledger = Ledger(self.path, context.memory)
+        self.ledger.on_damage = self._on_damage
         if self.ledger.emptied is not None:
             log.warning("partition %d: its state was of format %r; it is read again from the changelog", number, self.ledger.emptied.decode())
         self.contacts = Contacts(self)
@@ -105,8 +108,12 @@ class Partition:
         self.overlay: deque[dict[bytes, bytes | None]] = deque()
         self._contacts = MOST_CONTACTS  # that a decision begins with
         self.pipeline: Pipeline | None = None
-        self._load()
-        self.succession.resume()
+        try:
+            self._load()
+            self.succession.resume()
+        except BaseException:
+            self.ledger.close()
+            raise
 
     @property
     def views(self) -> Views:
@@ -115,7 +122,13 @@ class Partition:
 
     @property
     def active(self) -> bool:
-        return self.pipeline is not None
+        return self.pipeline is not None and self.damage is None
+
+    def _on_damage(self, damage: Damaged) -> None:
+        """From now on nothing is read or answered here; the partition is to be closed."""
+        if self.damage is None:
+            self.damage = str(damage)
+            self.context.damaged(self.number, damage)
 
     # ------------------------------------------------------------------ life
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import shlex
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -11,10 +14,11 @@ import msgspec
 
 from schemas.rules import Rule
 from schemas.times import format_ms
-from state.ledger import wipe
+from state.ledger import Damaged, set_aside, wipe
 from state.matching import Matcher
 from state.totals import Cell
 from state.views import View
+from streams.seam import Fenced
 
 from . import metrics
 from .catalog import CatalogReader
@@ -22,6 +26,9 @@ from .partition import SOURCES, Context, Partition
 from .pipeline import OutRecord
 
 log = logging.getLogger(__name__)
+
+MOST_DAMAGES = 3
+"""A worker of which the same partition is damaged more often ends: its disk cannot be trusted."""
 
 STUCK_SECONDS = 300.0
 """So long a broker may be away before a worker that waits for it is said to be stuck: starting it again may help, and harms nothing."""
@@ -42,6 +49,10 @@ class Partitions:
         self.context = context
         self.catalog = catalog
         self._reflected = context.reflected = reflected
+        context.damaged = self._on_damage
+        self.rejoin: Callable[[], None] = lambda: None
+        """Makes the group assign this worker's partitions again: all are closed and opened anew."""
+        self._damages: Counter[int] = Counter()
         self._open: dict[int, Partition] = {}
         self._rules: frozenset[bytes] = frozenset()
         self._over: set[str] = set()
@@ -51,16 +62,55 @@ class Partitions:
     # ------------------------------------------------------------------ life of a partition
 
     def open(self, partition: int) -> None:
-        """Opens the RocksDB of *partition*, unless it is open."""
-        if partition not in self._open:
+        """Opens the RocksDB of *partition*, unless it is open. A damaged one is set aside."""
+        if partition in self._open:
+            return
+        try:
             self._open[partition] = Partition(partition, self.context)
-            self._count()
+        except Damaged as damage:
+            self._count_damage(partition, damage)
+            self._set_aside(partition)
+            self._open[partition] = Partition(partition, self.context)
+        self._count()
 
     def changelog_offset(self, partition: int) -> int | None:
-        return self._open[partition].changelog_offset()
+        try:
+            return self._open[partition].changelog_offset()
+        except Damaged:
+            return None
 
     def recover(self, partition: int, records: Sequence[Any], last_offset: int) -> None:
-        self._open[partition].recover(records, last_offset)
+        found = self._open[partition]
+        if found.damage is None:
+            with contextlib.suppress(Damaged):  # it is assigned again, and recovers from the beginning
+                found.recover(records, last_offset)
+
+    # ------------------------------------------------------------------ damage
+
+    def _on_damage(self, partition: int, damage: Damaged) -> None:
+        """RocksDB found damage in *partition*, which is open: have it closed and recovered."""
+        if partition in self._open:
+            self._count_damage(partition, damage)
+            self._count()
+            self.rejoin()
+
+    def _count_damage(self, partition: int, damage: Damaged) -> None:
+        metrics.DAMAGED.inc()
+        self._damages[partition] += 1
+        log.error("partition %d: %s; its state is read again from the changelog", partition, damage)
+        if self._damages[partition] > MOST_DAMAGES:
+            often = f"partition {partition} was damaged {self._damages[partition]} times"
+            self.context.failed(RuntimeError(f"{often} since this worker started; check its disk"))
+
+    def _set_aside(self, partition: int) -> None:
+        path = self.context.data_dir / f"partition-{partition}"
+        place, removed = set_aside(path, str(self.context.now_ms()))
+        log.error(
+            "partition %d: the damaged directory is kept as %s; it is not used any more, delete it with: "
+            "rm -r %s", partition, place, shlex.quote(str(place)),
+        )  # fmt: skip
+        for one in removed:
+            log.warning("removed %s, which was damaged earlier", one)
 
     def wipe(self, partition: int) -> None:
         """Empties *partition*, which is not active: everything is to come from the changelog again."""
@@ -76,8 +126,9 @@ class Partitions:
         await self.catalog.caught_up()
         ends = await self._ends(partition)
         found = self._open.get(partition)
-        if found is not None and not found.active:
-            found.activate(ends)
+        if found is not None and not found.active and found.damage is None:
+            with contextlib.suppress(Damaged):  # it is assigned again
+                found.activate(ends)
             self.match()
             self._count()
 
@@ -91,6 +142,8 @@ class Partitions:
         found = self._open.pop(partition, None)
         if found is not None:
             await found.close()
+            if found.damage is not None:
+                self._set_aside(partition)
             self._count()
 
     def stuck(self) -> dict[int, float]:
@@ -133,7 +186,10 @@ class Partitions:
         found = self._open.get(partition)
         if found is not None and found.active:
             source = next(short for short, name in self.context.topics.items() if name == topic)
-            await found.submit(source, records, done if source != "activities" else self._timed(records[0].timestamp, done))
+            try:
+                await found.submit(source, records, done if source != "activities" else self._timed(records[0].timestamp, done))
+            except Damaged as damage:
+                raise Fenced(str(damage)) from None
 
     def _timed(self, at_ms: int, done: Callable[[], None]) -> Callable[[], None]:
         def timed() -> None:
@@ -147,11 +203,17 @@ class Partitions:
         ends = await self._ends(partition)
         found = self._open.get(partition)
         if found is not None and found.active:
-            found.succession.keep(items, ends)
+            try:
+                found.succession.keep(items, ends)
+            except Damaged as damage:
+                raise Fenced(str(damage)) from None
 
     def changelog_values(self, partition: int, keys: Sequence[bytes]) -> list[tuple[bytes, bytes | None]]:
         """What the changelog was last told of *keys*, for it to hear again."""
-        return self._open[partition].values(keys)
+        try:
+            return self._open[partition].values(keys)
+        except Damaged as damage:
+            raise Fenced(str(damage)) from None
 
     def apply(self) -> None:
         """The catalogue says something new of journeys or recalculations."""

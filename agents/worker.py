@@ -32,7 +32,7 @@ from schemas import grouping
 from schemas.compiled import let_go, worth_preparing
 from state import bulk, joining
 from state.comparison import Tolerance
-from state.ledger import Memory
+from state.ledger import Damaged, Memory
 from state.matching import Matcher
 from streams import blocks
 from streams.app import App, WorkerCrashed, build_app, run_app
@@ -109,7 +109,7 @@ async def run_worker(
     broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
     def failed(error: BaseException) -> None:
-        if isinstance(error, Fenced):
+        if isinstance(error, Fenced | Damaged):
             log.info("dropped what was on its way: %s", error)
         elif not isinstance(error, asyncio.CancelledError) and not broken.done():
             log.error("cannot go on: %r", error, exc_info=error)
@@ -140,6 +140,7 @@ async def run_worker(
 
     catalog = CatalogReader(topics, kafka, lambda: partitions.apply(), moved, failed)  # noqa: PLW0108 made below
     partitions = Partitions(context, catalog, app.reflected)
+    partitions.rejoin = app.rejoin
     context.common = lambda journey: catalog.catalog.reports.common(journey, settings.partitions)
     reporter = Reporter(partitions, catalog, lambda: app.serving)
     driver = Driver(

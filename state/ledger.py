@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -28,6 +29,19 @@ RECENT_OVERHEAD_BYTES = 160  # of an entry: two objects and their place in a dic
 MEMTABLE_BYTES = 4 << 20  # one of the size of a processor's cache takes a write in two thirds of the time that one of 32 MiB needs
 RECORDS = b"ei"  # see the table above
 FORMAT_KEY, FORMAT = b"#", b"1"
+DAMAGE = ("Corruption", "No such file or directory", "Input/output error")
+"""What RocksDB's errors say when its files are not as it wrote them."""
+KEPT_ASIDE = 2  # damaged ledgers beside each other
+_RECOVERED = re.compile(r"Recovered from manifest file:.*? log_number is (\d+)")
+_NUMBER = re.compile(r"(?:MANIFEST-)?(\d+)(?:\.log)?")
+
+
+class Damaged(Exception):
+    """RocksDB cannot read a ledger: a checksum is wrong, or a file. It is filled again from the changelog."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(f"the RocksDB in {path} is damaged: {' '.join(str(why).split())}")
+        self.path = path
 
 
 class Memory:
@@ -74,14 +88,35 @@ class Memory:
 
 
 class Ledger:
-    """The RocksDB in *path*, opened at once; `close` releases its lock. `emptied`: the format that was there and is not known, else None."""
+    """The RocksDB in *path*, opened at once; `close` releases its lock. `emptied`: the format that was there and is not known, else None.
+
+    Every method raises Damaged where RocksDB finds that its files are not as it wrote them;
+    `on_damage` is called before.
+    """
 
     def __init__(self, path: Path, memory: Memory) -> None:
         self.path = path
         self.emptied: bytes | None = None
+        self.on_damage: Callable[[Damaged], None] = lambda damage: None
         path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._open(memory)
+        except Exception as error:
+            self._judge(error)
+            raise
+
+    def _open(self, memory: Memory) -> None:
+        path = self.path
+        logs, manifest = _first_log(path), _manifest_number(path)
         self._db = rocksdict.Rdict(str(path), options=memory.options())
-        found = self._db.get(FORMAT_KEY)
+        try:
+            if logs is not None and _has_hole(path, logs, manifest):
+                raise Damaged(path, "Corruption: the manifest is older than the write-ahead log")
+            found = self._db.get(FORMAT_KEY)
+        except BaseException:
+            with suppress(Exception):  # it is damaged
+                self._db.close()
+            raise
         if found is not None and found != FORMAT:
             self._db.close()
             wipe(path)
@@ -95,7 +130,29 @@ class Ledger:
         self._recent: dict[bytes, bytes] = {}
         self._before: dict[bytes, bytes] = {}
         self._recent_bytes = 0  # an upper bound: what is written again counts again
-        self.get: Any = self._db.get  # bytes -> bytes | None, or a list of keys -> a list of values
+
+    def get(self, key: Any) -> Any:
+        """The value of a key, or None; of a list of keys, a list of values."""
+        try:
+            return self._db.get(key)
+        except Exception as error:
+            self._judge(error)
+            raise
+
+    def _judge(self, error: Exception) -> None:
+        """Raise Damaged in the place of *error* when that says so."""
+        if isinstance(error, Damaged):
+            self.on_damage(error)
+            return
+        if any(what in str(error) for what in DAMAGE):
+            damage = Damaged(self.path, error)
+            self.on_damage(damage)
+            raise damage from error
+
+    def _raise(self, error: Exception | None) -> None:
+        if error is not None:
+            self._judge(error)
+            raise error
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of *keys*, in their order; None where there is none."""
@@ -139,7 +196,11 @@ class Ledger:
                 if key[0] in RECORDS:
                     recent[key] = value
                     size += len(key) + len(value) + RECENT_OVERHEAD_BYTES
-        self._db.write(batch)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            self._judge(error)
+            raise
         self._recent_bytes = size
         if size > self._memory.recent_bytes // (2 * self._memory.ledgers):
             self._before, self._recent, self._recent_bytes = recent, {}, 0
@@ -158,7 +219,9 @@ class Ledger:
             if limit is not None:
                 limit -= 1
             it.next()
+        error = _error_of(it)
         del it  # a live iterator keeps the lock of a closed RocksDB
+        self._raise(error)
 
     def scan_back(self, prefix: bytes, before: bytes | None, limit: int) -> Iterator[tuple[bytes, bytes]]:
         """Entries whose key begins with *prefix*, the last first, those before the key *before* only, at most *limit*."""
@@ -174,7 +237,9 @@ class Ledger:
             yield key, it.value()
             limit -= 1
             it.prev()
+        error = _error_of(it)
         del it  # as above
+        self._raise(error)
 
     def last(self, prefix: bytes) -> bytes | None:
         """The last key that begins with *prefix*."""
@@ -192,8 +257,11 @@ class Ledger:
         """Closes the RocksDB and releases its lock."""
         self._forget()
         self._memory.ledgers -= 1
-        del self.get
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:  # what it could not write is in the changelog
+            if not any(what in str(error) for what in DAMAGE):
+                raise
 
     def _forget(self) -> None:
         self._recent, self._before, self._recent_bytes = {}, {}, 0
@@ -202,6 +270,56 @@ class Ledger:
 def wipe(path: Path) -> None:
     """Removes a closed ledger from disk."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _error_of(it: Any) -> Exception | None:
+    """Return why the iterator *it* ended before its end, None when it did not."""
+    try:
+        it.status()
+    except Exception as error:
+        return error.with_traceback(None)  # which would keep the iterator
+    return None
+
+
+def set_aside(path: Path, stamp: str) -> tuple[Path, list[Path]]:
+    """Rename the closed, damaged ledger *path*; return its new place, and which older ones were removed."""
+    place = path.with_name(f"damaged-{path.name}-{stamp}")
+    path.rename(place)
+    aside = sorted(path.parent.glob("damaged-*"), key=lambda one: one.name.rpartition("-")[2])
+    removed = [one for one in aside[:-KEPT_ASIDE] if one != place]
+    for one in removed:
+        wipe(one)
+    return place, removed
+
+
+def _numbers(path: Path, pattern: str) -> list[int]:
+    matches = (_NUMBER.fullmatch(one.name) for one in path.glob(pattern))
+    return [int(found[1]) for found in matches if found is not None]
+
+
+def _first_log(path: Path) -> int | None:
+    """Return the number of the oldest write-ahead log, None without one."""
+    return min(_numbers(path, "*.log"), default=None)
+
+
+def _manifest_number(path: Path) -> int:
+    """Return the number of the manifest in use, 0 when none is."""
+    try:
+        found = _NUMBER.fullmatch((path / "CURRENT").read_text(errors="replace").strip())
+    except OSError:
+        return 0
+    return 0 if found is None else int(found[1])
+
+
+def _has_hole(path: Path, first_log: int, manifest: int) -> bool:
+    """Return True when writes between the manifest and the oldest write-ahead log are lost.
+
+    A manifest whose end is gone opens without an error: files that it does not name any more are
+    deleted, and what comes behind them is read from the log. A whole one names the log that is to be
+    read first; or none was since RocksDB was opened, which made the log next to the manifest.
+    """
+    found = _RECOVERED.findall((path / "LOG").read_text(errors="replace"))
+    return bool(found) and first_log > max(int(found[-1]), manifest)
 
 
 def prefix_end(prefix: bytes) -> bytes:

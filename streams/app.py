@@ -46,6 +46,10 @@ class App(faust.App):
         """See `streams.transport.Consumer.reflected`."""
         return self.consumer.reflected(topic, partition)  # type: ignore[attr-defined,no-any-return]
 
+    def rejoin(self) -> None:
+        """Have the partitions of this worker closed, assigned and opened again."""
+        self.consumer._thread.rejoin()  # type: ignore[attr-defined]
+
     def behind(self, topic: str, partition: int) -> int:
         """See `streams.transport.Consumer.behind`."""
         return self.consumer.behind(topic, partition)  # type: ignore[attr-defined,no-any-return]

@@ -173,6 +173,14 @@ class FetchThread(driver.AIOKafkaConsumerThread):
         wakes, and writes nothing until a heartbeat tells whether it still owns its partitions."""
         self.member_until = at + self.app.conf.broker_session_timeout - LEASE_MARGIN_S
 
+    def rejoin(self) -> None:
+        """Join the group again, as after a rebalance. Called from the main loop."""
+        if not self.should_stop:
+            self.thread_loop.call_soon_threadsafe(self._request_rejoin)
+
+    def _request_rejoin(self) -> None:
+        self._ensure_consumer()._coordinator.request_rejoin()
+
     # -- what is read
 
     def want(self, wanted: frozenset[TP]) -> None:

@@ -88,6 +88,7 @@ class Consumer:
     broken: ClassVar[list[Exception]] = []
     end = 5
     made = 0
+    _client = None
 
     def __init__(self, **_: Any) -> None:
         type(self).made += 1
@@ -153,9 +154,14 @@ async def test_a_follower_goes_on_after_errors_where_it_was(consumer: type[Consu
 
 
 async def test_a_follower_says_what_it_waits_for_and_ends_when_told(
-    consumer: type[Consumer], caplog: pytest.LogCaptureFixture
+    consumer: type[Consumer], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     consumer.end = 7  # never reached
+
+    async def holds_nothing(*_: Any) -> bool:
+        return False
+
+    monkeypatch.setattr(compacted, "holds_nothing", holds_nothing)
     follower = Follower(["waypost.recalculations"], {}, lambda _: None)
     stop = asyncio.Event()
     with caplog.at_level(logging.WARNING):
