@@ -152,6 +152,7 @@ class JourneyStore:
 
     async def delete(self, id_: str, expected: int | None) -> None:
         """Deletes the journey. Raises `ApiError`: 404, 412, 503."""
+        self.known(id_)  # before the lock, which is kept for ever: any text can be an id here
         async with self._locks[id_]:
             self.known(id_)
             base = self._last[id_]

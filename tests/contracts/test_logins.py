@@ -23,6 +23,7 @@ from console.people import digest, hashed, write
 from streams import topics
 from streams.reader import read_log
 from streams.settings import Settings
+from tests.conftest import Broker
 from tests.support import PATIENCE_SECONDS
 
 from .test_api_consoles import console
@@ -195,7 +196,10 @@ def files(guarded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return first, second
 
 
-async def test_one_login_holds_at_two_consoles_and_one_logout_ends_it_at_both(guarded: Settings) -> None:
+@pytest.mark.parametrize("broker", [pytest.param("embedded"), pytest.param("kafka", marks=pytest.mark.kafka)], indirect=True)
+async def test_one_login_holds_at_two_consoles_and_one_logout_ends_it_at_both(guarded: Settings, broker: Broker, prefix: str) -> None:
+    guarded = guarded.replaced("test", broker=broker.bootstrap, topic_prefix=prefix)
+    topics.provision(guarded)
     async with console(guarded) as first, console(guarded) as second, balanced(first, second) as url, browser(url) as ada, browser(url) as too:
         for one in (ada, too):
             assert (await log_in(one)).status_code == 303

@@ -25,6 +25,7 @@ from tests.support.running import Waypost, started
 pytestmark = pytest.mark.embedded
 
 KEY, OTHER_KEY = jwk.RSAKey.generate_key(2048, {"kid": "k1", "use": "sig", "alg": "RS256"}), jwk.RSAKey.generate_key(2048, {"kid": "k1"})
+NEXT_KEY = jwk.RSAKey.generate_key(2048, {"kid": "k2"})
 CLIENT, SECRET = "waypost-console", "a secret of the provider's"
 
 
@@ -35,6 +36,7 @@ class Provider(http.server.BaseHTTPRequestHandler):
     claims: ClassVar[dict[str, Any]] = {}
     lie: ClassVar[str] = ""
     codes: ClassVar[dict[str, dict[str, str]]] = {}
+    key: ClassVar[jwk.RSAKey] = KEY
 
     def do_GET(self) -> None:
         path, query = urlsplit(self.path).path, {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
@@ -42,7 +44,7 @@ class Provider(http.server.BaseHTTPRequestHandler):
             base = {"issuer": self.issuer, "authorization_endpoint": f"{self.issuer}/authorize", "token_endpoint": f"{self.issuer}/token"}
             self._say({**base, "jwks_uri": f"{self.issuer}/keys"})
         elif path == "/keys":
-            self._say({"keys": [KEY.as_dict(private=False)]})
+            self._say({"keys": [one.as_dict(private=False) for one in {KEY.kid: KEY, self.key.kid: self.key}.values()]})
         else:
             assert query["code_challenge_method"] == "S256"
             code = uuid.uuid4().hex
@@ -60,8 +62,8 @@ class Provider(http.server.BaseHTTPRequestHandler):
         assert self.headers["authorization"].startswith("Basic ")
         now = int(time.time())
         claims = {"iss": self.issuer, "aud": CLIENT, "sub": "u-1", "iat": now, "exp": now + 300, "nonce": asked["nonce"], **self.claims}
-        header = {"alg": "RS256", "kid": "k1"}
-        token = jwt.encode(header, claims, OTHER_KEY if self.lie == "key" else KEY)
+        header = {"alg": "RS256", "kid": str(self.key.kid)}
+        token = jwt.encode(header, claims, OTHER_KEY if self.lie == "key" else self.key)
         if self.lie == "unsigned":
             parts = [{"alg": "none", "kid": "k1"}, claims]
             token = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts) + "."
@@ -121,6 +123,16 @@ def test_somebody_logs_in_and_may_what_the_claim_says(console: Waypost) -> None:
     assert browser.get("/api/rejected").status_code == 403, "an editor is no operator"
     assert browser.post("/logout").status_code == 303
     assert browser.get("/api/journeys").status_code == 401
+
+
+def test_a_provider_may_change_its_key_at_any_time(console: Waypost, monkeypatch: pytest.MonkeyPatch) -> None:
+    through(console)
+    monkeypatch.setattr(Provider, "key", NEXT_KEY)
+    until = time.monotonic() + PATIENCE_SECONDS
+    while (found := through(console))[1].status_code != 303:  # keys were asked for within the last ten seconds, by another test
+        assert time.monotonic() < until
+        time.sleep(1)
+    assert found[0].get("/api/journeys").status_code == 200
 
 
 @pytest.mark.parametrize("roles", ["viewer other", ["viewer"]])
