@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEP_CONTACTS = 1000  # bounds how long the loop is blocked
+STEP_PROJECTIONS, FEWEST = 100_000, 64  # where many journeys are compared
 
 
 class Comparing:
@@ -71,6 +72,8 @@ class Comparing:
             one.log_begins.get(partition.number),
             context.few,
         )
+        compared = 2 * len(counting.report().journeys)
+        size = min(STEP_CONTACTS, max(FEWEST, STEP_PROJECTIONS // max(1, compared)))
         cursor: bytes | None = b""
         try:
             while cursor is not None:
@@ -82,7 +85,7 @@ class Comparing:
                     pipeline.spare()
                     return
                 found, holders, cursor = partition.contacts.step(
-                    cursor, STEP_CONTACTS, context.decision_bytes
+                    cursor, size, context.decision_bytes
                 )
                 counting.add(holders, partition.reader(known=found))
                 metrics.SCAN_CONTACTS.inc(len(holders))

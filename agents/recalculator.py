@@ -204,6 +204,7 @@ class Recalculator:
                                  "message.max.bytes": 16 << 20, "queue.buffering.max.messages": 500_000}
         )  # fmt: skip
         self._written: dict[int, int] = {}
+        self._flushed: dict[int, int] = {}  # by partition, up to where the evidence of what was read is written
         self._undelivered: list[str] = []
 
     def run(self) -> None:
@@ -261,6 +262,7 @@ class Recalculator:
         self._pace.throttle = one.throttle or self.settings.recalculation_events_per_second
         share = len(self._membership.mine) / self.settings.partitions
         self._written = self._control.catalog.reports.written(one.id)
+        self._flushed, reported = {p: begin for p, (begin, _) in todo.items()}, time.monotonic()
         hits: rebuilding.Hits = {}
         pending, began, flushed = 0, time.monotonic(), time.monotonic()
         log.info("recalculation %s: reading %s", one.id, {p: f"{a}..{b - 1}" for p, (a, b) in todo.items()})
@@ -280,6 +282,9 @@ class Recalculator:
                     self._flush(one, hits, coverage)
                     self._wait_for_workers(one)
                     pending, flushed = 0, time.monotonic()  # only now: flushed soon after waiting, each hit would go by itself
+                if time.monotonic() - reported > LOOK_SECONDS:
+                    self._report_seen(one, coverage, len(hits))
+                    reported = time.monotonic()
                 if self._delay.look():
                     self._pace.living(self._delay.seconds, coverage.records / max(0.001, time.monotonic() - began))
                 until = time.monotonic() + self._pace.wait_seconds(len(block), share)
@@ -340,6 +345,7 @@ class Recalculator:
         if self._undelivered:
             why, self._undelivered = self._undelivered[0], []
             raise Undelivered(why)
+        self._flushed |= coverage.read_to
         self._report(one, {p: (read, 0, None) for p, read in coverage.read_to.items()})
 
     def _fail(self, one: Recalculation, todo: Mapping[int, tuple[int, int]], reason: str) -> None:
@@ -361,6 +367,16 @@ class Recalculator:
             report = JobReport(0 if worker is None else worker.log_begin, read, now_ms, dict(self._written), error)
             self._producer.produce(self.settings.topic_prefix + REPORTS, encode_report(report), report_key(one.id, JOB, p), 0)
         self._producer.flush(10)
+
+    def _report_seen(self, one: Recalculation, coverage: Coverage, pending: int) -> None:
+        """Says how far the log is read, for others to show, while the evidence of *pending* contacts is not written yet."""
+        now_ms, reports = time.time_ns() // 1_000_000, self._control.catalog.reports
+        for p, seen in coverage.read_to.items():
+            worker = reports.worker(one.id, p)
+            begin = 0 if worker is None else worker.log_begin
+            report = JobReport(begin, self._flushed[p], now_ms, dict(self._written), None, seen, pending)
+            self._producer.produce(self.settings.topic_prefix + REPORTS, encode_report(report), report_key(one.id, JOB, p), 0)
+        self._producer.poll(0)
 
     def _wait_for_workers(self, one: Recalculation) -> None:
         """Waits while the workers have more of it before them than they should."""

@@ -17,10 +17,13 @@ from schemas.recalculation import Compared, ComparisonReport, Difference
 
 from . import bulk, kernel, records
 from .evidence import Evidence
-from .plain import FEW
+from .plain import BULK_STAGES, FEW
 from .recalculation import evidence_key, rules_by_key
 from .views import Source, View, Views
 
+MAX_COMPARED_STAGES = (
+    100_000  # that a partition reports, with one for each journey: 3 MB of numbers
+)
 MAX_DIFFERENCES = 200  # stages that a record names; all of a journey, those that differ most first
 
 
@@ -92,7 +95,16 @@ class Counting:
     def report(self) -> ComparisonReport:
         """Return what was counted so far."""
         found = []
-        for pair, counts in zip(self._pairs, self._counts, strict=True):
+        order: Iterable[int] = range(len(self._pairs))
+        if sum(counts.shape[1] for counts in self._counts) > MAX_COMPARED_STAGES:
+            order = sorted(
+                order, key=lambda n: -int(np.abs(self._counts[n][0] - self._counts[n][2]).max())
+            )
+        room = MAX_COMPARED_STAGES
+        for pair, counts in ((self._pairs[n], self._counts[n]) for n in order):
+            room -= counts.shape[1]
+            if room < 0:
+                break
             journey = pair.visible.journey
             visible, expected, rebuilt = (
                 tuple(np.cumsum(side[:0:-1])[::-1].tolist()) for side in counts
@@ -112,9 +124,14 @@ class Counting:
         if len(holders) >= self._few and bulk.loops.ready:
             if self._plan is None:
                 self._plan = bulk.Plan(Views(self._views))
-            states, onward = self._plan.stand(evidence, [(view, (), False) for view in self._views])
-            reached[onward.rows[:, 0], onward.rows[:, 1]] = onward.rows[:, 3]
-            left = np.flatnonzero(states == kernel.LEFT).tolist()
+            asked = [(view, (), False) for view in self._views]
+            size = max(1, BULK_STAGES // sum(len(view.journey.stages) for view in self._views))
+            unknown: list[int] = []
+            for begin in range(0, len(holders), size):
+                states, onward = self._plan.stand(evidence[begin : begin + size], asked)
+                reached[begin + onward.rows[:, 0], onward.rows[:, 1]] = onward.rows[:, 3]
+                unknown += (begin + np.flatnonzero(states == kernel.LEFT)).tolist()
+            left = unknown
         for row in left:
             known = _known(evidence[row], holders[row], load)
             if known is not None:

@@ -33,7 +33,9 @@ from .recalculation import Reports, Table
 
 MAX_HOPS = 16  # a join follows so many pointers at most, for all practical purposes: their number grows with the logarithm of the merges
 WINDOW_MS = 5000  # speeds are measured over so long
-MEASURED_SHARE = 0.2  # of a phase, from which on its own speed counts alone
+MEASURED_SHARE, LEARNED_SHARE = 0.2, 0.5
+"""Of a phase, from which on its own speed counts alone: where no recalculation before tells, and where
+one does."""
 TIMED: tuple[Phase, ...] = (READING, JOINING, COMPARING, BUILDING)
 COSTS: dict[str, float] = {READING: 4e-6, JOINING: 8e-6, COMPARING: 4e-6, BUILDING: 8e-6}
 """Seconds for an activity, a message, a contact, where no recalculation before tells: of two cores
@@ -51,9 +53,9 @@ class Flush:
     rate: list[tuple[int, int]] = field(
         default_factory=list
     )  # (milliseconds, records read), of the last seconds
-    joins: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # (milliseconds, messages joined), of the last seconds
+    joined_before: tuple[float, float] | None = (
+        None  # share and seconds of joining, when it went on alone
+    )
     joined_from: dict[int, int] = field(
         default_factory=dict
     )  # by partition, where its rebuilt evidence begins
@@ -261,9 +263,10 @@ def _timed(
     one = one.but(phases=phases)
     if one.state == LIVE:
         return one.but(progress=1.0, eta_seconds=0.0)
-    if one.phase == CONFIRMING or one.events_total is None:
+    unknown = at == 0 and not shares[READING] and totals[READING] and READING not in learned
+    if one.phase == CONFIRMING or one.events_total is None or unknown:
         return one.but(eta_seconds=None)
-    left = _left(at, totals, shares, flush, now_ms, learned)
+    left = _left(at, totals, shares, flush, learned)
     spent = sum(flush.seconds.values())
     done = spent / (spent + left) if spent > 0 else 0.0
     return one.but(
@@ -352,27 +355,32 @@ def _left(
     totals: Mapping[str, float],
     shares: Mapping[str, float],
     flush: Flush,
-    now_ms: int,
     learned: Mapping[str, float],
 ) -> float:
-    """For how many seconds it will still go on, in all phases. What has begun is judged by its own speed, what has not by that of the newest
-    recalculation that tells, or by `COSTS`."""
+    """For how many seconds it will still go on, in all phases.
+
+    What goes on is judged by its own speed, the more of it is done the more; what is to come by that
+    of the newest recalculation that tells, or by `COSTS`.
+    """
     left = 0.0
     for n, name in enumerate(TIMED[at:], at):
-        share, expected = shares[name], totals[name] * learned.get(name, COSTS[name])
-        rate = (
-            _rate(flush.joins, now_ms, round(shares[JOINING] * totals[JOINING]))
-            if name == JOINING
-            else None
-        )
+        share, seconds = shares[name], flush.seconds.get(name, 0.0)
+        expected = totals[name] * learned.get(name, COSTS[name])
+        begun = share  # of what is to come: what was joined while the log is read
+        if n == at:
+            begun = 0.0
+            if name == JOINING:
+                begun, since = flush.joined_before = flush.joined_before or (share, seconds)
+                share = (share - begun) / (1.0 - begun) if begun < 1.0 else 1.0
+                seconds -= since
+        if name not in learned:  # what is learned are the seconds after reading
+            expected *= 1.0 - begun
         if n > at:
-            left += expected * (1.0 if name in learned else 1.0 - share)
-        elif rate:  # what was joined while the log was read took no time of this phase
-            left += (1.0 - share) * totals[JOINING] / rate
-        else:
-            measured = flush.seconds.get(name, 0.0) / share if share else expected
-            weight = min(1.0, share / MEASURED_SHARE)
-            left += (measured * weight + expected * (1.0 - weight)) * (1.0 - share)
+            left += expected
+            continue
+        measured = seconds / share if share > 0 else expected
+        weight = min(1.0, share / (LEARNED_SHARE if name in learned else MEASURED_SHARE))
+        left += (measured * weight + expected * (1.0 - weight)) * (1.0 - share)
     return left
 
 

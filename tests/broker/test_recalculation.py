@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from agents.recalculator import Membership
 from console import check
@@ -18,7 +20,8 @@ from console.shop import JOURNEY, shop
 from schemas.journey import journey_json
 from state import records
 from state.ledger import Ledger, Memory, prefix_end
-from streams.settings import Settings
+from streams.reader import end_offsets
+from streams.settings import Settings, librdkafka_config
 from streams.topics import provision
 from tests.support import PATIENCE_SECONDS
 from tests.support.group import NESTED, WORDS, Group
@@ -150,6 +153,46 @@ def damage(path: Path, seed: int) -> int:
     finally:
         ledger.close()
     return changed
+
+
+def test_results_that_fall_by_three_quarters_are_not_shown_before_somebody_confirms(kafka: str, prefix: str, tmp_path: Path) -> None:
+    """Of 20,000 contacts the log loses three quarters, which are not older than what it still holds."""
+    contacts, now_ms = 20_000, time.time_ns() // 1_000_000
+    visits = {"id": "visits", "name": "Visits", "stages": [{"name": "Visited", "condition": {"any": [{"rule": "visited_page", "page": "/a"}]}}]}
+    with Group(kafka, prefix, tmp_path) as group:
+        group.start()
+        group.open_console()
+        group.apply(visits)
+        producer = Producer({**librdkafka_config(group.settings), "partitioner": "murmur2_random"})
+        topic = prefix + "activities"
+        for n in range(contacts):
+            value = {"id": f"a-{n}", "contact_id": f"c-{n}", "type": "pagevisit", "at": now_ms, "page": "/a"}
+            producer.produce(topic, json.dumps(value).encode(), f"c-{n}", timestamp=now_ms - 3_600_000)
+        assert producer.flush(PATIENCE_SECONDS) == 0
+        group.settled()
+        admin = AdminClient(librdkafka_config(group.settings))
+        ends = end_offsets(group.settings, [(topic, p) for p in range(group.settings.partitions)])
+        lost = [TopicPartition(topic, p, end * 3 // 4) for (_, p), end in ends.items()]
+        for deleted in admin.delete_records(lost).values():
+            deleted.result(PATIENCE_SECONDS)
+        left = contacts - sum(tp.offset for tp in lost)
+
+        def reached() -> int:
+            return int(group.http.get("/api/journeys/visits/results").json()["stages"][0]["converted"])
+
+        for action, end, counted in (("cancel", "cancelled", contacts), ("confirm", "live", left)):
+            id_ = begun(group)
+            path = f"/api/recalculations/{id_}"
+            group.until(lambda p=path: group.http.get(p).json()["phase"] == "confirming", "for it to wait")
+            (stage,) = group.http.get(path).json()["differences"]
+            assert stage == {"journey": "visits", "version": 1, "stage": 1, "visible": contacts, "expected": contacts, "rebuilt": left}
+            assert reached() == contacts
+            announced = [json.loads(change.value())["cause"] for change in group.read("stage-changes")]
+            assert announced == ["activity"] * contacts, "nothing is announced of it"
+            assert group.http.post(f"{path}/{action}").status_code == 200
+            assert ended(group, id_)["state"] == end
+            group.settled()
+            assert reached() == counted
 
 
 def test_an_edit_and_a_cancel_while_it_goes_on(told: Group) -> None:

@@ -15,10 +15,12 @@ import pytest
 from confluent_kafka import Producer
 from playwright.sync_api import Page, expect
 
+from schemas.journey import parse_journey
 from streams.settings import librdkafka_config
 from tests.contracts.test_api import journey, put, send, visit
 from tests.contracts.test_pages import HOSTILE
 from tests.support import PATIENCE_SECONDS
+from tests.support.recalculating import plan_differing
 from tests.support.running import Waypost, started
 
 pytestmark = [pytest.mark.browser, pytest.mark.embedded]
@@ -121,6 +123,27 @@ def test_operations_shows_recalculations_throttled_and_cancels_them(page: Page, 
         for one in waypost.http.get("/api/recalculations").json()["recalculations"]:
             if one["throttle"] is not None:  # others wait for it
                 waypost.http.post(f"/api/recalculations/{one['id']}/cancel")
+
+
+def test_what_differs_is_shown_with_both_numbers_and_confirmed_or_cancelled(page: Page, waypost: Waypost) -> None:
+    put(waypost, journey("differs", "a"))
+    send(waypost, "activities", visit("differs", "x", "a", "10:00:00"))
+    waypost.settled("differs")
+    made = parse_journey(journey("differs", "a"))
+    page.goto("/operations")
+    for action, question, state, counted in (
+        ("Cancel", "The results stay. Cancel it?", "Cancelled", 1),
+        ("Confirm", "The rebuilt results become visible. Confirm?", "Live", 201),
+    ):
+        id_ = f"r-{action.lower()}"
+        plan_differing(waypost.settings, waypost.health()["workers"][0]["url"], made, id_, 200)
+        row = page.locator(f"#rec-{id_}")
+        expect(row.locator(".tag")).to_have_text("Waits for a confirmation")
+        expect(page.locator(f"#differences-{id_} tbody tr").first).to_contain_text(re.compile(r"differs\s*1\s*1\s*201"))
+        row.get_by_role("button", name=action).click()
+        page.get_by_role("button", name=question).click()
+        expect(row.locator(".tag")).to_have_text(state)
+        assert waypost.settled("differs")["stages"][0]["converted"] == counted
 
 
 def test_the_console_restarts_under_an_open_page(embedded: str, tmp_path: Path, opened: Callable[..., Page]) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from console.recalculations import MAX_PLANNED
+from schemas.journey import parse_journey
 from tests.contracts.test_api import error_of, journey, put, send, visit
 from tests.contracts.test_cli import run
 from tests.support import PATIENCE_SECONDS
+from tests.support.recalculating import plan_differing
 from tests.support.running import Waypost
 
 pytestmark = pytest.mark.embedded
@@ -149,6 +151,42 @@ def test_equal_ones_that_wait_are_one_and_the_queue_is_bounded(waypost: Waypost,
     for id_ in [*planned, slow]:
         assert waypost.http.post(f"/api/recalculations/{id_}/cancel").status_code == 200
     assert waypost.settled(name)["stages"][0]["converted"] == 2000
+
+
+def test_one_whose_results_differ_waits_for_a_confirmation_and_says_the_numbers_of_both(waypost: Waypost, name: str) -> None:
+    put(waypost, journey(name, "x", "y"))
+    send(waypost, "activities", visit(name, "a", "x", "10:00:00"))
+    assert waypost.settled(name)["stages"][0]["converted"] == 1
+    worker = waypost.health()["workers"][0]["url"]
+    id_ = f"r-{name}"
+    plan_differing(waypost.settings, worker, parse_journey(journey(name, "x", "y")), id_, 150)
+    found: dict[str, Any] = {}
+
+    def waits() -> bool:
+        found.update(waypost.http.get(f"/api/recalculations/{id_}").json())
+        return bool(found.get("phase") == "confirming")  # the console may not know of it yet
+
+    waypost.until(waits, "for it to wait")
+    assert (found["state"], found["eta_seconds"], found["confirmed_at"]) == ("switching", None, None)
+    assert [(row["name"], row["progress"]) for row in found["phases"]] == [("reading", 1.0), ("joining", 1.0), ("comparing", 1.0), ("building", 0.0)]
+    first = {"journey": name, "version": 1, "stage": 1, "visible": 1, "expected": 1, "rebuilt": 151}
+    assert found["differences"][0] == first
+    assert len(found["differences"]) == 2
+    during = waypost.http.get(f"/api/journeys/{name}/results").json()
+    assert (during["status"], during["stages"][0]["converted"]) == ("calculating", 1)
+    assert 'waypost_recalculations_unconfirmed 1.0' in waypost.http.get("/metrics").text
+    watched = run("recalculations", "--watch", id_, "--api", waypost.url)
+    assert watched.returncode == 1
+    assert "1 contacts are visible, 151 were rebuilt" in watched.stderr
+    assert f"waypost recalculations --confirm {id_}" in watched.stderr
+    assert "151" in watched.stdout
+    assert f"{id_} switching, confirming" in " ".join(run("recalculations", "--api", waypost.url, environ={"COLUMNS": "250"}).stdout.split())
+    assert run("recalculations", "--confirm", id_, "--api", waypost.url).returncode == 0
+    done = ended(waypost, id_)
+    assert (done["state"], done["changed"], done["reason"]) == ("live", 150, None)
+    assert done["confirmed_at"] is not None
+    assert waypost.http.post(f"/api/recalculations/{id_}/confirm").status_code == 200, "again changes nothing"
+    assert waypost.settled(name)["stages"][0]["converted"] == 151
 
 
 def test_without_a_schedule_there_is_no_next_run(waypost: Waypost) -> None:

@@ -12,7 +12,7 @@ from schemas.hashing import h8
 from schemas.journey import Journey, parse_journey
 from schemas.recalculation import Compared, ComparisonReport, Difference
 from schemas.rules import rule_key
-from state import bulk, records
+from state import bulk, comparison, records
 from state.comparison import MAX_DIFFERENCES, Counting, Tolerance, pairs, reason, unexplained
 from state.evidence import Evidence, hit
 from state.identity import Identity
@@ -202,6 +202,23 @@ def test_partitions_are_summed_and_the_journey_that_differs_most_comes_first() -
     assert found == (Difference("k", 1, 1, 900, 900, 0), Difference("j", 1, 1, 120, 120, 0))
     assert unexplained(parts[:1], Tolerance()) == (), "one partition alone differs by too few"
     assert reason(found).endswith(", and one more journey")
+
+
+def test_what_a_partition_reports_is_bounded_and_names_what_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(comparison, "MAX_COMPARED_STAGES", 9)
+    monkeypatch.setattr(comparison, "BULK_STAGES", 5)
+    bulk.loops.warm()
+    views = [view(journey(*PAGES, id_=f"j{n}")) for n in range(3)]
+    views.append(view(journey("/a", id_="j3")))
+    rules = rules_by_key(journey("/a"))
+    holders, load = ledger([([(0, 60)], [], "holder")] * 40)
+    counting = Counting(pairs(views, rules, "new"), None, 0)
+    counting.add(holders, load)
+    found = counting.report().journeys
+    assert [one.journey for one in found] == ["j0", "j1"], "four numbers each, as nobody counts too"
+    assert {(one.visible[0], one.rebuilt[0]) for one in found} == {(40, 0)}
 
 
 def test_versions_are_not_mixed_and_a_record_stays_small() -> None:

@@ -18,16 +18,25 @@ from agents.driver import scheduled
 from schemas.errors import Refused
 from schemas.journey import parse_journey
 from schemas.recalculation import (
+    BUILDING,
     CANCELLED,
+    COMPARING,
+    COMPARISON,
     FILLING,
     JOB,
     MAX_EPOCH,
     MAX_REASON,
     PLANNED,
+    READING,
     SCHEDULE,
+    SWITCHING,
     VIEWS,
     WORKER,
+    Compared,
+    ComparisonReport,
+    Difference,
     JobReport,
+    PhaseProgress,
     Recalculation,
     Schedule,
     ViewsReport,
@@ -56,13 +65,14 @@ JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.
         (WORKER, WorkerReport(7, 1, 2, 3, 0.5, True, 4)),
         (JOB, JobReport(1, 9, 1000, {0: 5, 3: 2}, "why")),
         (VIEWS, ViewsReport(((1, 2), (1, 4)))),
+        (COMPARISON, ComparisonReport(5, (Compared("a", 1, (5, 4), (4, 4), (3, 0)),))),
     ],
 )
 def test_reports_come_back(who: str, report: WorkerReport | JobReport | ViewsReport) -> None:
     assert decode_report(report_key("a/b", who, 3), encode_report(report)) == ("a/b", who, 3, report)
 
 
-@given(st.sampled_from((WORKER, JOB, VIEWS, "else")), JSON)
+@given(st.sampled_from((WORKER, JOB, VIEWS, COMPARISON, "else")), JSON)
 def test_other_values_are_refused(who: str, value: object) -> None:
     with contextlib.suppress(Refused):
         decode_report(report_key("r", who, 0), json.dumps(value).encode())
@@ -89,11 +99,14 @@ FULL = Recalculation(
     id="r-1", state=FILLING, cause="request", journeys=("a",), rules=(VisitedPage(page="/a"),), epoch=3,
     throttle=5.5, planned_at=1, started_at=2, switched_at=3, finished_at=4, log_from=5, progress=0.25,
     events_read=7, events_total=9, events_per_second=1.5, eta_seconds=2.5, changed=1, reason="why",
-    retired=frozenset({"00"}), unneeded={"01": 6},
+    retired=frozenset({"00"}), unneeded={"01": 6}, phase=READING,
+    phases=(PhaseProgress(READING, 0.5, 1.5, 7),), confirmed_at=7,
+    differences=(Difference("a", 1, 1, 5, 4, 3),), log_begins={0: 8},
 )  # fmt: skip
 REPORTS = {
-    WORKER: WorkerReport(7, 1, 2, 3, 0.5, True, 4),
-    JOB: JobReport(1, 9, 1000, {0: 5, 3: 2}, "why"),
+    WORKER: WorkerReport(7, 1, 2, 3, 0.5, True, 4, 0.25),
+    JOB: JobReport(1, 9, 1000, {0: 5, 3: 2}, "why", 11, 12),
+    COMPARISON: ComparisonReport(5, (Compared("a", 1, (5, 4), (4, 4), (3, 0)),)),
     VIEWS: ViewsReport(((1, 2), (1, 4))),
 }
 
@@ -218,8 +231,9 @@ def _report_refused_or_usable(who: str, raw: bytes) -> None:
         reports.take(id_, who, partition, report)
         reports.take(id_, who, 777, report)  # a partition that there is not
         flush = Flush()
-        for now_ms in (1, 2, 10_000):
-            after = advance(FULL, reports, 1, flush, {0: 0}, now_ms)
+        states = FULL, FULL.but(phase=COMPARING), FULL.but(state=SWITCHING, phase=BUILDING)
+        for now_ms, one in zip((1, 2, 10_000), states, strict=True):
+            after = advance(one, reports, 1, flush, {0: 0}, now_ms)
             assert decode(b"r-1", encode(after)) == after, (
                 "what the driver writes can be read by everybody"
             )

@@ -1,28 +1,43 @@
-"""Recalculating: a driver and a job for partitions in memory: brings every recalculation that is due to its end, step by step. Decides nothing."""
+"""Recalculating: a driver and a job for partitions in memory: brings every recalculation that is due to its end, step by step. Decides nothing.
+
+And, for a Waypost that runs, a recalculation whose results differ.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import httpx
+from confluent_kafka import Producer
 
 from agents import handoffs, intake, rebuilding
 from agents.partition import Context, Partition
 from agents.partitions import recorded
 from agents.reporter import report_of
+from schemas import recalculation
+from schemas.journey import Journey
 from schemas.recalculation import (
     COMPARING,
     COMPARISON,
     FILLING,
     JOB,
+    PLANNED,
+    REQUEST,
     WORKER,
     JobReport,
     Recalculation,
 )
 from state.comparison import Tolerance
+from state.evidence import hit
 from state.matching import Matcher
+from state.messages import Join
 from state.progression import Flush, advance
-from state.recalculation import Reports, begin, missing
+from state.recalculation import Reports, begin, evidence_key, missing, rules_by_key
 from streams.partitioner import partition_of
+from streams.settings import Settings, librdkafka_config
+from tests.support import PATIENCE_SECONDS
 from tests.support.records import block_of
 
 
@@ -97,3 +112,42 @@ class Recalculating:
                 self.send(partition_of(key, n), key, value)
             written = {q: len(self.log("rebuilt-evidence", q)) for q in range(n)}
             self.reports.take(one.id, JOB, p, JobReport(0, worker.recording_from, 0, written))
+
+
+def plan_differing(
+    settings: Settings, worker_url: str, journey: Journey, id_: str, contacts: int
+) -> None:
+    """Plan a recalculation of *journey* under *id_*, for which there is evidence already, joined by the
+    workers, of so many contacts that never did anything."""
+    first = next(iter(rules_by_key(journey)))
+    hits = {evidence_key(first, id_): hit(1_790_000_000_000, b"made up.")}
+    sent = [0] * settings.partitions
+    producer = Producer(librdkafka_config(settings) | {"log_level": 0})
+    ends = _joined(worker_url)
+    for n in range(contacts):
+        key = f"{id_}-{n}".encode()
+        p = partition_of(key, settings.partitions)
+        value = handoffs.encode(Join(key.decode(), hits))
+        producer.produce(settings.topic_prefix + "rebuilt-evidence", value, key, p)
+        sent[p] += 1
+    assert producer.flush(PATIENCE_SECONDS) == 0
+    patience = time.monotonic() + PATIENCE_SECONDS
+    while any(
+        now - before < n for before, now, n in zip(ends, _joined(worker_url), sent, strict=True)
+    ):
+        assert time.monotonic() < patience, "the workers do not join what is rebuilt"
+        time.sleep(0.1)
+    one = Recalculation(
+        id=id_, state=PLANNED, cause=REQUEST, journeys=(journey.id,), rules=tuple(rules_by_key(journey).values()),
+        planned_at=time.time_ns() // 1_000_000,
+    )  # fmt: skip
+    topic = settings.topic_prefix + "recalculations"
+    producer.produce(topic, recalculation.encode(one), id_.encode(), 0)
+    assert producer.flush(PATIENCE_SECONDS) == 0
+
+
+def _joined(worker_url: str) -> list[int]:
+    """How much rebuilt evidence each partition has joined."""
+    found = httpx.get(f"{worker_url}/internal/partitions", timeout=PATIENCE_SECONDS).json()
+    partitions = sorted(found["partitions"].items(), key=lambda entry: int(entry[0]))
+    return [one["positions"].get("rebuilt-evidence") or 0 for _, one in partitions]
