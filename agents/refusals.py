@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from schemas.errors import Refused
 from state.decision import Decision
+from streams.replay import holds_nothing
 
 from . import intake
 from .catalog import CatalogReader
@@ -80,7 +81,7 @@ class Refusals:
                     while record is None:
                         fetched = await consumer.getmany(tp, timeout_ms=1000, max_records=1)
                         record = next((one for records in fetched.values() for one in records), None)
-                        if record is None and await consumer.position(tp) >= (await consumer.end_offsets([tp]))[tp]:
+                        if record is None and await _ends_here(consumer, tp):
                             break
                 if record is not None and record.offset == offset:
                     found.append(record)
@@ -89,3 +90,9 @@ class Refusals:
         finally:
             await consumer.stop()
         return found
+
+
+async def _ends_here(consumer: AIOKafkaConsumer, tp: TopicPartition) -> bool:
+    """Return True if the log holds no record at the position of *consumer* or behind it."""
+    position, end = await consumer.position(tp), (await consumer.end_offsets([tp]))[tp]
+    return position >= end or await holds_nothing(consumer._client, tp, position, end)

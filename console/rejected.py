@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from schemas.errors import Refused
 from schemas.times import parse_ms
+from streams.replay import holds_nothing
 
 from .errors import ApiError
 from .kafka import broker, ends_by_fetching
@@ -196,6 +197,8 @@ async def _between(consumer: AIOKafkaConsumer, tp: TopicPartition, start: int, s
     size, cut = 0, False
     while await consumer.position(tp) < stop:
         fetched = await consumer.getmany(tp, timeout_ms=500)
+        if not fetched and await holds_nothing(consumer._client, tp, await consumer.position(tp), stop):
+            break
         for record in fetched.get(tp, ()):
             if record.offset < stop:
                 records.append(record)

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import TopicPartition as Place
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from console import rejected
 from streams import blocks, compacted, fetch, reader
 from streams.app import build_app, run_app
 from streams.reader import end_offsets
@@ -296,6 +298,18 @@ def hollow(broker: KafkaBroker, settings: Settings) -> None:
             index.unlink()
 
 
+async def rejected_page(settings: Settings, end: int) -> list[Any]:
+    """What a page of rejected records reads before *end*."""
+    consumer = AIOKafkaConsumer(enable_auto_commit=False, **aiokafka_kwargs(settings))
+    await consumer.start()
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            records, _ = await rejected._between(consumer, Place(settings.topic_prefix + SOURCE, 0), 0, end)
+    finally:
+        await consumer.stop()
+    return records
+
+
 @pytest.mark.kafka
 def test_reading_goes_on_when_the_broker_was_away_and_ends_where_the_log_ends_without_a_record(
     tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
@@ -322,5 +336,7 @@ def test_reading_goes_on_when_the_broker_was_away_and_ends_where_the_log_ends_wi
         monkeypatch.setattr(compacted, "WAITING_SECONDS", 0.5)
         for name, content in read_by(settings, tmp_path / "worker", 1).items():
             assert content == left, name
+        page = asyncio.run(rejected_page(settings, 20))
+        assert [seen(record.offset, record.value) for record in page] == left[0]
     finally:
         broker.kill()
