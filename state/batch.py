@@ -169,6 +169,8 @@ class Batch:
         stages = self._views.stages_of(message.hits) if isinstance(message, Join) else 0
         if not isinstance(message, Join) or message.part is not None or message.again or message.profiles or message.erased_at_ms is not None:
             stages += self._views.stages_of(person.evidence.hits)
+        if isinstance(message, Join) and message.again and person.has_identity():
+            stages *= len(person.whole().members)  # each name is announced
         self._room.take(CHANGE_BYTES * stages)
 
     def scan(self, views: Sequence[View], holders: Sequence[bytes]) -> tuple[Counter[bytes], int]:

@@ -11,16 +11,18 @@ from hypothesis import strategies as st
 from schemas.changes import StageChange
 from schemas.journey import Journey
 from state import bulk, records
+from state.announcement import perhaps_said
 from state.arrivals import Arrivals
 from state.batch import Batch
 from state.decision import CHANGE_BYTES, ENTRY_BYTES, UNBOUNDED, Decision
 from state.evidence import Evidence
-from state.identity import Merge, Profile
+from state.identity import Identity, Merge, Profile
 from state.messages import Join, Message, Unite
 from state.records import encode_alias
 from state.views import View, Views
 from tests.properties.test_kernel import (
     KEYS,
+    RULES,
     cells,
     condition,
     contacts,
@@ -170,3 +172,20 @@ def test_a_decision_takes_its_room_and_one_contact_at_most(asked: list[Any], man
     assert sum(len(decision.changes) for decision in decisions) == people * many * len(asked)
     one = many * (len(asked) * CHANGE_BYTES + ENTRY_BYTES) + 2000
     assert max(decision.size_bytes() for decision in decisions) <= room + one
+
+
+def test_a_person_of_many_contacts_that_is_announced_again_takes_room_for_each_name() -> None:
+    stages = stages_of([condition("any", [rule]) for rule in RULES])
+    views = Views(View(Journey(id=f"j{n}", name="J", version=1, stages=stages)) for n in range(10))
+    evidence, known = Evidence({KEYS[0]: bytes(7) + b"\1" + bytes(8)}), dict[bytes, bytes | None]()
+    persons, members = [f"p{n}" for n in range(6)], 20
+    for person in persons:
+        identity = Identity(person)
+        identity.join([person, *(f"{person}-{n}" for n in range(members - 1))])
+        known[records.EVIDENCE + person.encode()] = records.encode_evidence(evidence, True)
+        known[records.IDENTITY + person.encode()] = records.encode_identity(identity)
+    said = perhaps_said(views.all)
+    messages: list[Message] = [Join(person, said=said, again=True) for person in persons]
+    decisions = decided(views, known, Arrivals.of_lists({}), messages, 0, members * 10 * len(RULES) * CHANGE_BYTES)
+    assert len(decisions) == len(persons)
+    assert all(len(decision.changes) == members * 10 * len(RULES) for decision in decisions)

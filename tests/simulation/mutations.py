@@ -96,6 +96,18 @@ def handoffs_before_stage_changes() -> Iterator[None]:
 
 
 @mutation
+def what_a_decision_has_no_room_for_is_lost() -> Iterator[None]:
+    original = Partition._decisions
+
+    def first_alone(self: Partition, *of: Any) -> Iterator[Any]:
+        decision, _ = next(original(self, *of))
+        yield decision, True
+
+    with patch.object(Partition, "_decisions", first_alone):
+        yield
+
+
+@mutation
 def acknowledged_before_it_is_durable() -> Iterator[None]:
     original = Partition.submit
 
