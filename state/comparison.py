@@ -24,6 +24,7 @@ from .views import Source, View, Views
 MAX_COMPARED_STAGES = (
     100_000  # that a partition reports, with one for each journey: 3 MB of numbers
 )
+MAX_REPORT_BYTES = 800_000  # of the journeys in a report of a partition; of more, those that differ most stay
 MAX_DIFFERENCES = 200  # stages that a record names; all of a journey, those that differ most first
 
 
@@ -110,7 +111,7 @@ class Counting:
                 tuple(np.cumsum(side[:0:-1])[::-1].tolist()) for side in counts
             )
             found.append(Compared(journey.id, journey.version or 0, visible, expected, rebuilt))
-        return ComparisonReport(self.contacts, tuple(found))
+        return ComparisonReport(self.contacts, tuple(_fitting(found)))
 
     def _reached(
         self,
@@ -194,6 +195,30 @@ def unexplained(
             break
         found += mine
     return tuple(found)
+
+
+def _fitting(found: list[Compared]) -> list[Compared]:
+    """Return those of *found* that one record has room for, which is all of some thousand."""
+    sizes = {id(one): _written_bytes(one) for one in found}
+    if sum(sizes.values()) <= MAX_REPORT_BYTES:
+        return found
+    kept, left = [], MAX_REPORT_BYTES
+    for one in sorted(found, key=lambda one: (-_most_off(one), one.journey)):
+        left -= sizes[id(one)]
+        if left < 0:
+            break
+        kept.append(one)
+    return kept
+
+
+def _written_bytes(one: Compared) -> int:
+    """Return how many bytes *one* takes in the record of a report, at most."""
+    numbers = (*one.visible, *one.expected, *one.rebuilt)
+    return 100 + len(one.journey) + sum(len(str(number)) + 2 for number in numbers)
+
+
+def _most_off(one: Compared) -> int:
+    return max(map(_off, one.visible, one.expected, one.rebuilt), default=0)
 
 
 def _off(visible: int, expected: int, rebuilt: int) -> int:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,18 +20,18 @@ from schemas.errors import Refused
 from schemas.hashing import h8
 from schemas.journey import parse_journey
 from schemas.profile import TRUNCATED
-from schemas.recalculation import EDIT, PLANNED, Recalculation, encode
-from schemas.rules import PerformedActivity
+from schemas.recalculation import EDIT, PLANNED, Compared, ComparisonReport, Recalculation, encode, encode_report
+from schemas.rules import PerformedActivity, rule_key
+from state import comparison, joining, records
 from state import evidence as evidence_module
 from state import identity as identity_module
-from state import joining, records
 from state import recalculation as recalculation_module
 from state.batch import Batch
 from state.evidence import HIT_BYTES, LIMIT_HITS, MAX_HALVINGS, MAX_RECORD_BYTES, Evidence, hit, record_bytes
 from state.identity import MAX_MERGES_BYTES, MAX_PROFILES_BYTES, Identity, Merge, Profile, place
 from state.messages import MERGE, Join, Said
 from state.recalculation import evidence_key, parts
-from state.views import Views
+from state.views import Source, Views
 from streams.topics import BY_NAME
 from tests.properties.test_evidence import blob_of, many
 from tests.properties.test_kernel import cells, decided, record_of, views_of
@@ -142,10 +143,7 @@ def test_compiled_code_leaves_a_record_that_would_be_too_large(more: int) -> Non
     assert compiled.truncated == written.truncated == ({"hits": 1} if more else {})
 
 
-def _source(*names: str) -> Any:
-    from schemas.rules import rule_key
-    from state.views import Source
-
+def _source(*names: str) -> Source:
     return Source({rule_key(PerformedActivity(activity=name)): name.ljust(8).encode() for name in names}, 1, "r")
 
 
@@ -313,13 +311,7 @@ def _united(found: list[Join], field: str) -> dict[Any, Any]:
 def test_a_join_without_anything_cut_is_written_as_ever() -> None:
     """Workers of before read it: during an upgrade they may."""
     raw = handoffs._decode_envelope(handoffs.encode(Join("c")))[2]
-    assert len(json.loads(json.dumps(_plain(raw)))) == 13
-
-
-def _plain(raw: Any) -> list[Any]:
-    import msgspec
-
-    return [str(part) for part in msgspec.msgpack.decode(raw)]
+    assert len(msgspec.msgpack.decode(raw)) == 13
 
 
 # -- recalculations, rejected records ----------------------------------------------------------------------------------------
@@ -336,6 +328,28 @@ def test_a_recalculation_of_very_many_rules_is_several(monkeypatch: pytest.Monke
     assert all(len(encode(one)) < 3000 for one in found)
     assert len(found) > 2
     assert parts(whole.but(rules=rules[:3])) == [whole.but(rules=rules[:3])]
+
+
+def test_what_a_recalculation_gathers_about_its_rules_fits() -> None:
+    """Each rule, and since when no journey needs it."""
+    rules = tuple(PerformedActivity(activity=f"{n:05}".rjust(100, "x")) for n in range(recalculation_module.MAX_RULES))
+    [first, *_] = parts(Recalculation(id="r", state=PLANNED, cause=EDIT, journeys=tuple(f"j-{n}" for n in range(2000)), rules=rules))
+    assert len(first.rules) > 40_000
+    unneeded = {rule_key(rule).hex(): T0_MS for rule in first.rules}
+    assert len(encode(first.but(unneeded=unneeded))) < BY_NAME["recalculations"].max_message_bytes - 100_000
+
+
+def test_a_partition_reports_of_the_journeys_that_differ_most() -> None:
+    """Of more than a record has room for."""
+    def compared(n: int, off: int) -> Compared:
+        return Compared(f"journey-{n}".ljust(64, "x"), 10**6, *((10**9 + differ,) * 10 for differ in (0, 0, off)))
+
+    some, more = ([compared(n, n * 7919 % count) for n in range(count)] for count in (1000, 4000))
+    assert comparison._fitting(some) == some
+    kept = comparison._fitting(more)
+    assert 1000 < len(kept) < 4000
+    assert len(encode_report(ComparisonReport(10**9, tuple(kept)))) < BY_NAME["recalculation-reports"].max_message_bytes
+    assert [one.rebuilt[0] - 10**9 for one in kept] == list(range(3999, 3999 - len(kept), -1))
 
 
 @pytest.mark.parametrize(("key", "value", "headers"), [
