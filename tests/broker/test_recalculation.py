@@ -43,6 +43,10 @@ def state(group: Group, id_: str) -> str:
     return str(group.http.get(f"/api/recalculations/{id_}").json()["state"])
 
 
+def waits(group: Group, id_: str) -> bool:
+    return bool(group.http.get(f"/api/recalculations/{id_}").json()["phase"] == "confirming")
+
+
 def ended(group: Group, id_: str) -> dict[str, Any]:
     group.until(lambda: state(group, id_) in OVER, f"for {id_} to end")
     return dict(group.http.get(f"/api/recalculations/{id_}").json())
@@ -122,7 +126,11 @@ def test_a_directory_with_hits_lost_and_hits_made_up_is_found_and_mended(told: G
     found = differences(told)
     assert len(found) > 10, "the check does not find what was done"
     assert converted(told) != shown
-    one = ended(told, begun(told))
+    id_ = begun(told)
+    told.until(lambda: waits(told, id_) or state(told, id_) in OVER, "for it to end, or to differ by so much that it waits")
+    if waits(told, id_):
+        assert told.http.post(f"/api/recalculations/{id_}/confirm").status_code == 200
+    one = ended(told, id_)
     assert (one["state"], one["changed"] > 10) == ("live", True)
     assert converted(told) == shown
     told.verify()
@@ -183,12 +191,12 @@ def test_results_that_fall_by_three_quarters_are_not_shown_before_somebody_confi
         for action, end, counted in (("cancel", "cancelled", contacts), ("confirm", "live", left)):
             id_ = begun(group)
             path = f"/api/recalculations/{id_}"
-            group.until(lambda p=path: group.http.get(p).json()["phase"] == "confirming", "for it to wait")
+            group.until(lambda i=id_: waits(group, i), "for it to wait")
             (stage,) = group.http.get(path).json()["differences"]
             assert stage == {"journey": "visits", "version": 1, "stage": 1, "visible": contacts, "expected": contacts, "rebuilt": left}
             assert reached() == contacts
             announced = [json.loads(change.value())["cause"] for change in group.read("stage-changes")]
-            assert announced == ["activity"] * contacts, "nothing is announced of it"
+            assert (len(announced), announced.count("recalculation")) == (contacts, 0), "nothing is announced of it"
             assert group.http.post(f"{path}/{action}").status_code == 200
             assert ended(group, id_)["state"] == end
             group.settled()
