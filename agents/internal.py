@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler as Handling
 from prometheus_client import generate_latest
 
@@ -87,6 +88,21 @@ class Handler(web.RequestHandler):  # type: ignore[type-arg]
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer an error; text that is no Unicode is the client's. aiohttp quotes headers in answers without a look at it."""
+        if isinstance(exc, UnicodeError):
+            status, message = 400, "the request holds text that is not Unicode"
+        return super().handle_error(request, status, exc, message)
+
+    def log_exception(self, *args: Any, **named: Any) -> None:
+        """Log an error with its trace, but not that a request is none or its client has left: strangers would fill the log."""
+        if isinstance(named.get("exc_info"), HttpProcessingError | ConnectionError | UnicodeError):
+            self.logger.debug(*args)
+        else:
+            super().log_exception(*args, **named)
 
     def begin(self) -> None:
         """Note that a request is being answered: its headers are here."""
@@ -186,22 +202,21 @@ def application(
         q = request.query
         version, generation, stage = _integer(q, "version", None), _integer(q, "generation", None), _integer(q, "stage", 1)
         limit = max(1, min(_integer(q, "limit", 100) or 100, MAX_ROWS))
-        try:
-            after = bytes.fromhex(q["after"]) if q.get("after") else None
-        except ValueError:
-            raise _bad("after") from None
-        journey = _text(q, "journey")
+        after, journey = _place(q, "after"), _text(q, "journey")
         who, group, newest = q.get("who", questions.CONVERTED), q.get("group"), q.get("order") == "newest"
         return each(lambda p: questions.listed(p, journey, version, generation, stage or 1, who, group, limit, after, newest))
 
     async def get_checksums(request: web.Request) -> web.Response:
         q = request.query
-        found = partitions.active().get(int(q["partition"]))
+        number = _integer(q, "partition", None)
+        if number is None:
+            raise _bad("partition")
+        found = partitions.active().get(number)
         if found is None:
-            return _json({"partition": int(q["partition"]), "state": "elsewhere"})
+            return _json({"partition": number, "state": "elsewhere"})
         version, generation = _integer(q, "version", None), _integer(q, "generation", None)
-        after = bytes.fromhex(q["after"]) if q.get("after") else None
-        answer = questions.summed(found, q["journey"], version, generation, float(q.get("share", 1)), after)
+        journey, share, after = _text(q, "journey"), _share(q), _place(q, "after")
+        answer = questions.summed(found, journey, version, generation, share, after)
         return _json({**answer, "positions": partitions.positions(found.number)})
 
     async def get_contact(request: web.Request) -> web.Response:
@@ -289,6 +304,23 @@ def _integer(query: Any, name: str, default: int | None) -> int | None:
         return int(query[name])
     except ValueError:
         raise _bad(name) from None
+
+
+def _place(query: Any, name: str) -> bytes | None:
+    try:
+        return bytes.fromhex(query[name]) if query.get(name) else None
+    except ValueError:
+        raise _bad(name) from None
+
+
+def _share(query: Any) -> float:
+    try:
+        share = float(query.get("share", 1))
+    except ValueError:
+        raise _bad("share") from None
+    if not 0 < share <= 1:
+        raise _bad("share")
+    return share
 
 
 def _text(query: Any, name: str) -> str:

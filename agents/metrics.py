@@ -106,7 +106,7 @@ HTTP_CONNECTIONS = Gauge("waypost_http_connections", "Connections that are open.
 HTTP_CLOSED = Counter(
     "waypost_http_connections_closed_total",
     "Connections of the console that were closed early, by reason: headers, body or answer (the client took too long), connections or "
-    "connections_per_address (it waited, and gave way to a new one), accept (none could be accepted).",
+    "connections_per_address (it waited, and gave way to a new one), malformed (not HTTP/1.1), accept (none could be accepted).",
     ["reason"],
     registry=CONSOLE,
 )

@@ -118,6 +118,8 @@ def listed(
     cells = partition.totals.get(view.id, {}).get(group or "", {})
     reached = [cells.get(("r", k, 0), 0) for k in range(1, last + 2)]
     group8 = group_key(group)
+    if not 1 <= stage <= last:
+        return {**shown, "total": 0, "rows": []}
     if who == CONVERTED:
         total, furthest = reached[stage - 1], range(stage, last + 1)
     elif stage == last:

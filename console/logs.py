@@ -13,7 +13,8 @@ from structlog.stdlib import ExtraAdder, ProcessorFormatter, add_log_level, add_
 
 from streams.settings import Settings
 
-QUIET = {"aiokafka": logging.ERROR, "faust": logging.WARNING, "mode": logging.WARNING, "uvicorn.access": logging.WARNING}
+QUIET = {"aiokafka": logging.ERROR, "faust": logging.WARNING, "mode": logging.WARNING, "uvicorn.access": logging.WARNING,
+         "uvicorn.error": logging.ERROR}  # it warns of each request that is none
 FIELDS = ("topic", "partition", "offset", "last_offset", "contact", "journey", "recalculation", "code", "worker")
 """What lines may be about; libraries add things of their own to theirs, which are left out."""
 

@@ -83,6 +83,7 @@ class LimitedProtocol(H11Protocol):
             self._look()
 
     def send_400_response(self, msg: str) -> None:
+        self._connections.closed("malformed")
         self._refuse(ApiError(400, "bad_request", "this is not a request of HTTP/1.1"))
 
     # ------------------------------------------------------------------ phases of a request

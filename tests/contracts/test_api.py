@@ -208,6 +208,14 @@ def test_a_host_that_is_none_is_refused(waypost: Waypost, host: str) -> None:
         assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_host")
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/journeys"), ("DELETE", "/builder"), ("PUT", "/api/journeys")])
+def test_a_method_that_is_not_possible_names_those_that_are(waypost: Waypost, method: str, path: str) -> None:
+    answer = waypost.http.request(method, path)
+    assert (answer.status_code, error_of(answer)["code"]) == (405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET"
+    assert "use GET" in error_of(answer)["message"]
+
+
 @pytest.mark.parametrize("origin", ["http://[", "[", "", "null", "http://", "://", "http://[::1", "http://a@b", "\xe9://\xe9"])
 def test_an_origin_that_is_none_is_elsewhere(waypost: Waypost, origin: str) -> None:
     headers = {b"Origin": origin.encode("latin-1")}

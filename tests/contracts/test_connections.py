@@ -520,9 +520,14 @@ async def test_up_does_not_start_a_worker_that_everybody_could_ask(tmp_path: Pat
 async def test_questions_to_a_worker_that_are_none_are_refused(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     async with worker() as site:
-        for query in ("results", "results?journey=x&version=y", "groups", "list?journey=x&limit=-", "list?journey=x&after=zz", "list", "contact"):
+        for query in ("results", "results?journey=x&version=y", "groups", "list?journey=x&limit=-", "list?journey=x&after=zz", "list",
+                      "contact", "checksums", "checksums?partition=x"):
             client = await site.client(f"GET /internal/{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert (await client.reply())[0] == 400
-    assert not caplog.records
+        for sent in (b"x\r\n\r\n", HALF + b"Transfer-Encoding: x\r\n\r\n", b"GET / x\r\n\r\n", WHOLE + b"[\x00]\r\n\r\n",
+                     HALF + b"Expect: \x80\r\n\r\n", b"GET /internal/contact?id=%ed%a0%80 HTTP/1.1\r\nHost: x\r\nExpect: \xff\r\n\r\n"):
+            answers = await (await site.client(sent)).rest()
+            assert b" 400 Bad Request" in answers
+    assert not caplog.records, "nor do strangers fill the log with traces"
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz` fuzzes a million records and a hundred thousand API calls."""
+"""`python -m tests.fuzz` fuzzes a million records and two hundred thousand requests over HTTP."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ import tempfile
 import time
 from pathlib import Path
 
+from console.people import ROLES
 from streams.brokers import EmbeddedBroker
 from tests.support.running import started
 
-from .fuzz import Found, fuzz_calls, fuzz_records
+from .calls import fuzz_calls, users
+from .fuzz import Found, fuzz_records
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--records", type=int, default=1_000_000)
-    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--calls", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     began = time.monotonic()
     if args.records:
         _tell("records", args.records, fuzz_records(args.records, args.seed, _say), time.monotonic() - began)
     if args.calls:
-        with tempfile.TemporaryDirectory(prefix="waypost-fuzz-") as name, EmbeddedBroker(Path(name)) as broker, \
-                started(broker.bootstrap, "fuzz.", Path(name) / "up") as running:  # fmt: skip
-            began = time.monotonic()
-            found = fuzz_calls(running.url, running.process.pid, args.calls, args.seed, _say)
-            _tell("calls", args.calls, found, time.monotonic() - began)
+        with tempfile.TemporaryDirectory(prefix="waypost-fuzz-") as name, EmbeddedBroker(Path(name)) as broker:
+            running = started(broker.bootstrap, "fuzz.", Path(name) / "up", **users(Path(name)))
+            running.http.headers["Authorization"] = f"Bearer {ROLES[-1]}"
+            with running:
+                began = time.monotonic()
+                found = fuzz_calls(running, args.calls, args.seed, _say)
+                _tell("requests", args.calls, found, time.monotonic() - began)
     return 0
 
 

@@ -1,17 +1,16 @@
-"""Fuzzing: records and API calls that are nearly right, in great numbers. Nothing may fail that is ours, and memory stays as it is.
+"""Fuzzing: records that are nearly right, in great numbers. Nothing may fail that is ours, and memory stays as it is.
 
-Records go the way they go on a worker: intake, then a decision over what is there already. Calls go to a running Waypost over HTTP.
+Records go the way they go on a worker: intake, then a decision over what is there already. Requests over HTTP: `tests.fuzz.calls`.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
-import httpx
 import psutil
 
 from agents import handoffs, intake
@@ -28,7 +27,6 @@ from state.messages import Join, Unite
 from state.recalculation import rules_by_key
 from state.views import View, Views
 from streams.blocks import Rows
-from tests.support import PATIENCE_SECONDS
 from tests.support.records import Record, block_of
 
 NOW_MS, AHEAD_MS = 1_790_000_000_000, 86_400_000
@@ -162,65 +160,3 @@ def _taken(source: str, chunk: list[Record], matcher: Matcher) -> intake.Taken:
     if source == "contacts":
         return intake.profiles(chunk, NOW_MS, AHEAD_MS)
     return intake.handed_over(chunk)
-
-
-PATHS = (  # what is there to be asked; now and then the method is another
-    ("GET", "/api/journeys"), ("GET PUT DELETE", "/api/journeys/{}"), ("GET", "/api/journeys/{}/results"),
-    ("GET", "/api/journeys/{}/stages/{}/contacts"), ("GET", "/api/journeys/{}/versions"), ("GET", "/api/journeys/{}/versions/{}"),
-    ("GET", "/api/journeys/{}/groups"), ("GET", "/api/journeys/{}/days"),
-    ("GET", "/api/journeys/{}/waits"), ("POST", "/api/journeys/{}/preview"), ("POST", "/api/contacts"), ("GET DELETE", "/api/contacts/{}"),
-    ("POST", "/api/activities"), ("POST", "/api/merges"), ("GET", "/api/recalculations"), ("GET", "/api/recalculations/{}"), ("GET", "/api/rejected"),
-    ("POST", "/api/rejected/resend"), ("GET", "/api/rules"), ("GET", "/api/values"), ("GET", "/api/health"), ("GET", "/api/health/history"),
-    ("GET", "/journeys"), ("GET", "/journeys/{}"), ("GET", "/contacts"), ("GET", "/contacts/{}"), ("GET", "/builder"), ("GET", "/operations"),
-    ("GET", "/{}"), ("GET", "/api/{}"),
-)  # fmt: skip
-QUERIES = ("who", "limit", "after", "group", "groups", "q", "from", "to", "field", "id", "version", "state", "page", "sort")
-VALUES = ("converted", "0", "-1", "1", "9" * 30, "", "é", "\u202e", "%00", "../..", "' or 1=1", "<b>", "a" * 3000, "null", "NaN", "fuzz")
-
-
-def calls(r: Random) -> Iterator[tuple[str, str, dict[str, str], bytes | None, dict[str, str]]]:
-    """Method, path, query, body, headers; for ever."""
-    bodies = [json.dumps(JOURNEY).encode(), b'[{"contact_id":"c","type":"click","at":1700000000001}]']
-    bodies += [b'[{"from":"a","into":"b","at":1700000000001}]', b'{"journeys":["fuzz"]}', b'{"ids":["0-0"]}', b"[]", b"{}"]
-    while True:
-        methods, path = r.choice(PATHS)
-        while "{}" in path:
-            path = path.replace("{}", r.choice(("fuzz", "1", "0", "-1", "é", "%2e%2e", "a" * 300, "x y", "%ff", "c1", "\u202e")), 1)
-        method = r.choice(methods.split()) if r.random() < 0.9 else r.choice(("GET", "PUT", "POST", "DELETE", "PATCH", "HEAD", "OPTIONS"))
-        query = {r.choice(QUERIES): r.choice(VALUES) for _ in range(r.randrange(3))}
-        body = mutated(r, r.choice(bodies)) if method in ("PUT", "POST", "PATCH") else None
-        kind = r.choice(("application/json", "application/json", "text/csv", "application/x-ndjson", "", "x/y; charset=\xe9"))
-        headers = {"content-type": kind} if kind else {}
-        if r.random() < 0.05:
-            headers |= {"last-event-id": r.choice(VALUES[1:6]), "accept": r.choice(("text/event-stream", "text/html", "*/*"))}
-        yield method, path, query, body, {name: value.encode("latin-1", "ignore").decode("latin-1") for name, value in headers.items()}
-
-
-def fuzz_calls(url: str, pid: int, count: int, seed: int, say: Callable[[str], None]) -> Found:
-    """To the console at *url*, process *pid*. AssertionError for an answer that no client should see."""
-    said, r, memory, early = Counter[str](), Random(seed), psutil.Process(pid), 0
-    with httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
-        client.put("/api/journeys/fuzz", json=JOURNEY).raise_for_status()
-        number = 0
-        for method, path, query, body, headers in calls(r):
-            if number == count:
-                break
-            try:
-                with client.stream(method, path, params=query, content=body, headers=headers) as answer:
-                    streaming = "event-stream" in answer.headers.get("content-type", "")
-                    text = "" if streaming else answer.read().decode("utf-8", "replace")
-            except (httpx.InvalidURL, UnicodeEncodeError):
-                continue  # no such call can be made
-            what = f"{method} {path} {query} {headers} {body!r}: {answer.status_code} {text[:400]}"
-            assert answer.status_code < 500 or answer.status_code == 503, what
-            assert "Traceback" not in text, what
-            assert 'File "' not in text, what
-            if answer.status_code >= 400 and path.startswith("/api") and method != "HEAD":
-                assert json.loads(text)["error"]["message"], what
-            said[str(answer.status_code)] += 1
-            number += 1
-            if number <= count // 10:
-                early = memory.memory_info().rss
-            if number % 10_000 == 0:
-                say(f"{number:,} calls")
-    return Found(said, memory.memory_info().rss / early)

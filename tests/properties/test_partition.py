@@ -93,6 +93,8 @@ def agrees(loop: Loopback, known: oracle.History) -> None:
                     total, listed = loop.listed(journey.id, k, who, group)
                     assert total == len(listed)
                     assert listed == sorted((row.contact_id, row.reached_at_ms) for row in rows)
+        for k in (-1, 0, len(journey.stages) + 1, 300):  # no stage of it
+            assert loop.listed(journey.id, k, "converted", None) == loop.listed(journey.id, k, "dropped_off", None) == (0, [])
         last = {}
         for record in loop.out.all(TOPICS["stage-changes"]):
             change = json.loads(record.value)
