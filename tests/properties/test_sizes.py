@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from agents import handoffs, intake, questions
 from agents.partitions import Partitions, split_totals, totals_key
+from console.rejected import Id
+from console.resending import Mend, prepare
 from schemas.errors import Refused
 from schemas.hashing import h8
 from schemas.journey import parse_journey
@@ -366,6 +368,21 @@ def test_a_rejected_record_that_is_too_large_is_cut_and_says_so(key: bytes | Non
     assert came <= int(said[0][1]) <= came + 100
     assert kept is None or (value or b"").startswith(kept)
     assert kept_key is None or (key or b"").startswith(kept_key)
+
+
+def test_a_rejected_record_that_was_cut_is_sent_again_only_with_a_new_value() -> None:
+    _, key, value, headers, _ = intake.rejected(
+        "waypost.activities", 1, Record(3, 0, b"c", b"v" * (9 << 20), [("a", b"1")]), Refused("too_large", "too large"), T0_MS
+    )
+    kept = SimpleNamespace(key=key, value=value, headers=tuple(headers), partition=0, offset=5, timestamp=T0_MS)
+    topics = {"waypost.activities": "activities"}
+    with pytest.raises(Refused, match="had 9437199 bytes, and only its beginning is kept"):
+        prepare(kept, Mend(Id(0, 5)), topics, 4, T0_MS, 0)
+    mended = json.dumps({"contact_id": "c", "type": "click", "at": T0_MS}).encode()
+    sent = prepare(kept, Mend(Id(0, 5), value=mended), topics, 4, T0_MS, 0)
+    assert (sent.key, sent.value, sent.headers) == (b"c", mended, [])
+    own = SimpleNamespace(key=b"c", value=b"v", headers=((intake.TRUNCATED, b"9"), ("a", b"1"), *headers[1:]), partition=0, offset=5, timestamp=T0_MS)
+    assert prepare(own, Mend(Id(0, 5)), topics, 4, T0_MS, 0).headers == [(intake.TRUNCATED, b"9"), ("a", b"1")], "a header of its own"
 
 
 # -- the worker's part, whole ------------------------------------------------------------------------------------------------
