@@ -67,13 +67,9 @@ class Comparing:
         context = partition.context
         table = context.recalculations
         visible = partition.building.visible()
-        counting = Counting(
-            pairs(visible, table.rules(one.id), one.id),
-            one.log_begins.get(partition.number),
-            context.few,
-        )
-        compared = 2 * len(counting.report().journeys)
-        size = min(STEP_CONTACTS, max(FEWEST, STEP_PROJECTIONS // max(1, compared)))
+        compared = pairs(visible, table.rules(one.id), one.id)
+        counting = Counting(compared, one.log_begins.get(partition.number), context.few)
+        size = min(STEP_CONTACTS, max(FEWEST, STEP_PROJECTIONS // max(1, 2 * len(compared))))
         cursor: bytes | None = b""
         try:
             while cursor is not None:

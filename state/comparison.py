@@ -21,9 +21,6 @@ from .plain import BULK_STAGES, FEW
 from .recalculation import evidence_key, rules_by_key
 from .views import Source, View, Views
 
-MAX_COMPARED_STAGES = (
-    100_000  # that a partition reports, with one for each journey: 3 MB of numbers
-)
 MAX_REPORT_BYTES = 800_000  # of the journeys in a report of a partition; of more, those that differ most stay
 MAX_DIFFERENCES = 200  # stages that a record names; all of a journey, those that differ most first
 
@@ -96,16 +93,7 @@ class Counting:
     def report(self) -> ComparisonReport:
         """Return what was counted so far."""
         found = []
-        order: Iterable[int] = range(len(self._pairs))
-        if sum(counts.shape[1] for counts in self._counts) > MAX_COMPARED_STAGES:
-            order = sorted(
-                order, key=lambda n: -int(np.abs(self._counts[n][0] - self._counts[n][2]).max())
-            )
-        room = MAX_COMPARED_STAGES
-        for pair, counts in ((self._pairs[n], self._counts[n]) for n in order):
-            room -= counts.shape[1]
-            if room < 0:
-                break
+        for pair, counts in zip(self._pairs, self._counts, strict=True):
             journey = pair.visible.journey
             visible, expected, rebuilt = (
                 tuple(np.cumsum(side[:0:-1])[::-1].tolist()) for side in counts
