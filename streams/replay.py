@@ -36,7 +36,11 @@ IDLE_SECONDS = 0.5
 RETRY_SECONDS = 0.1
 PROOF_REQUESTS = 8
 READ_COMMITTED = 1
-MOVED = (errors.NotLeaderForPartitionError, errors.UnknownTopicOrPartitionError, errors.LeaderNotAvailableError)
+MOVED = (
+    errors.NotLeaderForPartitionError,
+    errors.UnknownTopicOrPartitionError,
+    errors.LeaderNotAvailableError,
+)
 
 
 class Answer(NamedTuple):
@@ -73,7 +77,9 @@ class Cursor:
             return True
         if answer.raw:
             self._ask_for_more(answer)
-        elif answer.throttled or answer.committed < self.stop:  # later, and not in the way of others
+        elif (
+            answer.throttled or answer.committed < self.stop
+        ):  # later, and not in the way of others
             self.alone, self.max_bytes = False, PARTITION_BYTES
         elif answer.alone and self.max_bytes >= WHOLE_BYTES:
             self.offset = self.stop
@@ -137,7 +143,9 @@ async def holds_nothing(client: Any, tp: TopicPartition, begin: int, end: int) -
     return False
 
 
-def without_records(settings: Settings, topic: str, ranges: Mapping[int, tuple[int, int]]) -> set[int]:
+def without_records(
+    settings: Settings, topic: str, ranges: Mapping[int, tuple[int, int]]
+) -> set[int]:
     """Those of *ranges* (partition -> first offset, end) of which it is proven that they hold no record. Raises KafkaError, ReaderError."""
 
     async def ask() -> set[int]:
@@ -145,7 +153,11 @@ def without_records(settings: Settings, topic: str, ranges: Mapping[int, tuple[i
         try:
             await client.bootstrap()
             await client.set_topics([topic])
-            return {n for n, (begin, end) in ranges.items() if await holds_nothing(client, TopicPartition(topic, n), begin, end)}
+            return {
+                n
+                for n, (begin, end) in ranges.items()
+                if await holds_nothing(client, TopicPartition(topic, n), begin, end)
+            }
         finally:
             await client.close()
 
@@ -189,8 +201,10 @@ def read_blocks(
             fetched = fetching.take(IDLE_SECONDS)
             if fetched is None:
                 if time.monotonic() - quiet_since > STALL_SECONDS:
-                    raise ReaderError(f"the broker at {settings.bootstrap} has sent nothing for {STALL_SECONDS:g} s, though there is more to read; "
-                                      "see that it runs, and try again")
+                    raise ReaderError(
+                        f"the broker at {settings.bootstrap} has sent nothing for {STALL_SECONDS:g} s, though there is more to read; "
+                        "see that it runs, and try again"
+                    )
                 number = min(todo.left)
                 yield number, unpack(b"", todo.at[number])
                 continue
@@ -198,7 +212,9 @@ def read_blocks(
             try:
                 block = unpack(fetched.raw, fetched.from_offset, fetched.aborted)
             except CorruptBatch as error:
-                raise ReaderError(f"partition {number} of {topic}: {error}; see the broker's log") from None
+                raise ReaderError(
+                    f"partition {number} of {topic}: {error}; see the broker's log"
+                ) from None
             if block.next < fetched.to_offset:  # proven to hold nothing
                 block = nothing(block.next, fetched.to_offset)
             todo.reached(number, block.next)
@@ -251,9 +267,13 @@ class Coverage:
 
     def doubtful(self, ends: Mapping[int, int]) -> bool:
         """Whether an offset before *ends* is not accounted for by a record or a transaction, so that `unread` has to be asked."""
-        return bool(self._gaps or self._absent or any(self.read_to[n] < end for n, end in ends.items()))
+        return bool(
+            self._gaps or self._absent or any(self.read_to[n] < end for n, end in ends.items())
+        )
 
-    def unread(self, ends: Mapping[int, int], begins: Mapping[int, int], compacted: bool) -> list[Unread]:
+    def unread(
+        self, ends: Mapping[int, int], begins: Mapping[int, int], compacted: bool
+    ) -> list[Unread]:
         """What is missing before *ends*; empty when the log was read completely.
 
         *begins*: where the partitions begin now: retention accounts for what was before. *compacted*: whether the topic is compacted, which
@@ -261,7 +281,9 @@ class Coverage:
         """
         gaps = self._gaps + [(number, self.read_to[number], end) for number, end in ends.items()]
         there = [(number, max(first, begins[number]), end) for number, first, end in gaps]
-        missing = [Unread(number, first, end, end - first) for number, first, end in there if first < end]
+        missing = [
+            Unread(number, first, end, end - first) for number, first, end in there if first < end
+        ]
         return sorted(missing if compacted else missing + self._absent)
 
 
@@ -286,7 +308,9 @@ class Fetching(threading.Thread):
         if isinstance(found, ReaderError):
             raise found
         if isinstance(found, BaseException):
-            raise ReaderError(f"reading {self._topic} failed: {found!r}; see the broker's log") from found
+            raise ReaderError(
+                f"reading {self._topic} failed: {found!r}; see the broker's log"
+            ) from found
         with self._lock:
             self._held -= len(found.raw)
         return found
@@ -314,9 +338,13 @@ class Fetching(threading.Thread):
                 if self._held < HELD_BYTES:
                     for node, numbers in self._by_leader(client).items():
                         if node not in asking:
-                            asking[node] = asyncio.create_task(self._fetch(client, node, together(self._cursors, numbers)))
+                            asking[node] = asyncio.create_task(
+                                self._fetch(client, node, together(self._cursors, numbers))
+                            )
                 if asking:
-                    await asyncio.wait(asking.values(), timeout=WAIT_MS / 1000, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        asking.values(), timeout=WAIT_MS / 1000, return_when=asyncio.FIRST_COMPLETED
+                    )
                 else:
                     await asyncio.sleep(0.002)
         finally:
@@ -366,21 +394,29 @@ class Fetching(threading.Thread):
             del self._cursors[number]
 
     async def _mend(self, client: Any, number: int, trouble: type[errors.KafkaError]) -> None:
-        if trouble is errors.OffsetOutOfRangeError:  # retention took it away meanwhile; the rest follows
+        if (
+            trouble is errors.OffsetOutOfRangeError
+        ):  # retention took it away meanwhile; the rest follows
             here, cursor = (self._topic, number), self._cursors[number]
             begin = (await asyncio.to_thread(begin_offsets, self._settings, [here]))[here]
             if begin <= cursor.offset:
-                raise ReaderError(f"partition {number} of {self._topic} has no offset {cursor.offset} any more; was the topic made anew?")
+                raise ReaderError(
+                    f"partition {number} of {self._topic} has no offset {cursor.offset} any more; was the topic made anew?"
+                )
             cursor.offset, cursor.alone, cursor.max_bytes = begin, False, PARTITION_BYTES
             if begin >= cursor.stop:  # all that was to be read is gone
                 self._arrived.put(Fetched(number, begin, begin))
                 del self._cursors[number]
         elif trouble in MOVED or trouble.retriable:
-            log.info("partition %d of %s: asking again after %s", number, self._topic, trouble.__name__)
+            log.info(
+                "partition %d of %s: asking again after %s", number, self._topic, trouble.__name__
+            )
             client.force_metadata_update()
             await asyncio.sleep(RETRY_SECONDS)
         else:
-            raise ReaderError(f"reading {self._topic} failed: {trouble.__name__}: {trouble.description}; see the broker's log")
+            raise ReaderError(
+                f"reading {self._topic} failed: {trouble.__name__}: {trouble.description}; see the broker's log"
+            )
 
 
 def end_of(raw: bytes) -> int | None:
@@ -390,6 +426,10 @@ def end_of(raw: bytes) -> int | None:
         end = at + 12 + int.from_bytes(raw[at + 8 : at + 12], "big")
         if end > len(raw) or end <= at:
             break
-        found = int.from_bytes(raw[at : at + 8], "big", signed=True) + int.from_bytes(raw[at + 23 : at + 27], "big") + 1
+        found = (
+            int.from_bytes(raw[at : at + 8], "big", signed=True)
+            + int.from_bytes(raw[at + 23 : at + 27], "big")
+            + 1
+        )
         at = end
     return found

@@ -47,7 +47,9 @@ def seen(offset: int, value: bytes | None) -> tuple[int, int, int]:
 
 def make(settings: Settings, topics: list[str], partitions: int, config: dict[str, str]) -> None:
     admin = AdminClient(librdkafka_config(settings))
-    for made in admin.create_topics([NewTopic(topic, partitions, 1, config=config) for topic in topics]).values():
+    for made in admin.create_topics(
+        [NewTopic(topic, partitions, 1, config=config) for topic in topics]
+    ).values():
         made.result(PATIENCE_SECONDS)
 
 
@@ -67,14 +69,19 @@ class Log:
     def plain(self, partition: int, sent: list[bytes], **config: Any) -> None:
         """Records, of which nothing goes away."""
         for topic in self.topics.values():
-            records = [{"key": b"%d-%d" % (partition, n), "value": value, "partition": partition} for n, value in enumerate(sent)]
+            records = [
+                {"key": b"%d-%d" % (partition, n), "value": value, "partition": partition}
+                for n, value in enumerate(sent)
+            ]
             places = write(self.settings, topic, records, **config)
         mine = self.expected.setdefault(partition, [])
         mine += [seen(offset, value) for (_, offset), value in zip(places, sent, strict=True)]
 
     async def long_batches(self, partition: int, sizes: list[int]) -> None:
         """Batches of many records, each as large as told."""
-        producer = AIOKafkaProducer(**aiokafka_kwargs(self.settings), max_batch_size=16 * MIB, max_request_size=17 * MIB)
+        producer = AIOKafkaProducer(
+            **aiokafka_kwargs(self.settings), max_batch_size=16 * MIB, max_request_size=17 * MIB
+        )
         await producer.start()
         try:
             for topic in self.topics.values():
@@ -83,17 +90,34 @@ class Log:
                     batch = producer.create_batch()
                     for n in range(size // 100_000):
                         value = b"%d" % (len(mine) + n) + b"v" * 99_900
-                        assert batch.append(key=b"%d-%d" % (partition, len(mine) + n), value=value, timestamp=None) is not None
-                    base = (await (await producer.send_batch(batch, topic, partition=partition))).offset
-                    mine += [seen(base + n, b"%d" % (base + n) + b"v" * 99_900) for n in range(size // 100_000)]
+                        assert (
+                            batch.append(
+                                key=b"%d-%d" % (partition, len(mine) + n),
+                                value=value,
+                                timestamp=None,
+                            )
+                            is not None
+                        )
+                    base = (
+                        await (await producer.send_batch(batch, topic, partition=partition))
+                    ).offset
+                    mine += [
+                        seen(base + n, b"%d" % (base + n) + b"v" * 99_900)
+                        for n in range(size // 100_000)
+                    ]
         finally:
             await producer.stop()
 
-    def transaction(self, partition: int, sent: list[bytes], end: Callable[[Producer], None] | None) -> None:
+    def transaction(
+        self, partition: int, sent: list[bytes], end: Callable[[Producer], None] | None
+    ) -> None:
         """Records of a transaction; with no *end* it stays open."""
         for name, topic in self.topics.items():
             id_ = f"{self.settings.topic_prefix}{name}-{partition}"
-            producer = Producer(librdkafka_config(self.settings) | {"transactional.id": id_, "transaction.timeout.ms": 600_000})
+            producer = Producer(
+                librdkafka_config(self.settings)
+                | {"transactional.id": id_, "transaction.timeout.ms": 600_000}
+            )
             producer.init_transactions(PATIENCE_SECONDS)
             producer.begin_transaction()
             for n, value in enumerate(sent):
@@ -114,13 +138,25 @@ class Log:
         """Rounds over the same keys, until compaction has left gaps in both topics: which, the topics say."""
         for round_ in range(4):
             for topic in self.topics.values():
-                write(self.settings, topic, [{"key": b"c%d" % key, "value": b"%d" % round_, "partition": partition} for key in range(20)])
+                write(
+                    self.settings,
+                    topic,
+                    [
+                        {"key": b"c%d" % key, "value": b"%d" % round_, "partition": partition}
+                        for key in range(20)
+                    ],
+                )
             time.sleep(0.15)  # so that each round is a segment of its own
 
         def gaps() -> bool:
             for topic in self.topics.values():
-                write(self.settings, topic, [{"key": b"last", "value": b"", "partition": partition}])
-            return all(len(values(self.settings, topic, partitions=[partition])[partition]) <= 50 for topic in self.topics.values())
+                write(
+                    self.settings, topic, [{"key": b"last", "value": b"", "partition": partition}]
+                )
+            return all(
+                len(values(self.settings, topic, partitions=[partition])[partition]) <= 50
+                for topic in self.topics.values()
+            )
 
         eventually(gaps, "compaction")
 
@@ -137,7 +173,9 @@ async def written(settings: Settings, kind: str) -> Log:
         log.transaction(8, [b"committed"] * 3, Producer.commit_transaction)
         log.expected[8] = [seen(n, b"committed") for n in range(3)]  # and a marker at the end
         log.plain(9, [b"before"])
-        log.transaction(9, [b"aborted" * 50_000] * 10, Producer.abort_transaction)  # several answers of nothing
+        log.transaction(
+            9, [b"aborted" * 50_000] * 10, Producer.abort_transaction
+        )  # several answers of nothing
         log.transaction(10, [b"aborted"] * 3, Producer.abort_transaction)
         log.expected[10] = []
         log.plain(11, [b"before"])
@@ -152,11 +190,19 @@ async def written(settings: Settings, kind: str) -> Log:
     return log
 
 
-@pytest.fixture(scope="module", params=[pytest.param("embedded", marks=pytest.mark.embedded), pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("embedded", marks=pytest.mark.embedded),
+        pytest.param("kafka", marks=pytest.mark.kafka),
+    ],
+)
 def log(request: pytest.FixtureRequest) -> Iterator[Log]:
     bootstrap = request.getfixturevalue(request.param)
     prefix = f"readers-{time.time_ns()}."
-    settings = Settings.load({"broker": bootstrap, "topic_prefix": prefix, "group": prefix + "g"}, environ={})
+    settings = Settings.load(
+        {"broker": bootstrap, "topic_prefix": prefix, "group": prefix + "g"}, environ={}
+    )
     log = asyncio.run(written(settings, request.param))
     yield log
     log.open.clear()
@@ -179,7 +225,9 @@ class Collecting:
         return None
 
     def recover(self, partition: int, records: Any, last_offset: int) -> None:
-        self.recovered.setdefault(partition, []).extend(seen(record.offset, record.value) for record in records)
+        self.recovered.setdefault(partition, []).extend(
+            seen(record.offset, record.value) for record in records
+        )
 
     def wipe(self, partition: int) -> None:
         raise AssertionError("nothing is ahead of its changelog")
@@ -189,8 +237,12 @@ class Collecting:
 
     async def close(self, partition: int) -> None: ...
 
-    async def submit(self, partition: int, topic: str, records: Any, done: Callable[[], None]) -> None:
-        self.delivered.setdefault(partition, []).extend(seen(record.offset, record.value) for record in records)
+    async def submit(
+        self, partition: int, topic: str, records: Any, done: Callable[[], None]
+    ) -> None:
+        self.delivered.setdefault(partition, []).extend(
+            seen(record.offset, record.value) for record in records
+        )
         done()
 
 
@@ -208,19 +260,29 @@ async def worked(settings: Settings, data_dir: Path, partitions: int) -> tuple[C
     try:
         await until(lambda: app.serving or running.done())
         assert collecting.active == set(range(partitions))
-        await until(lambda: running.done() or all(app.reflected(source, p) == end for (_, p), end in ends.items()))
+        await until(
+            lambda: (
+                running.done()
+                or all(app.reflected(source, p) == end for (_, p), end in ends.items())
+            )
+        )
     finally:
         stop.set()
         await running
     return collecting.delivered, collecting.recovered
 
 
-def read_by(settings: Settings, directory: Path, partitions: int = PARTITIONS) -> dict[str, Content]:
+def read_by(
+    settings: Settings, directory: Path, partitions: int = PARTITIONS
+) -> dict[str, Content]:
     """What each reader brings."""
     found: dict[str, Content] = {}
     source = settings.topic_prefix + SOURCE
     for name, read in (("one by one", values), ("in bulk", values_in_bulk)):
-        found[name] = {p: [seen(*record) for record in records] for p, records in read(settings, source).items()}
+        found[name] = {
+            p: [seen(*record) for record in records]
+            for p, records in read(settings, source).items()
+        }
     blocks.loops.warm()
     found["worker"], found["recovery"] = asyncio.run(worked(settings, directory, partitions))
     found["follower"] = asyncio.run(followed(settings))
@@ -232,7 +294,9 @@ async def followed(settings: Settings) -> Content:
     topic, found = settings.topic_prefix + SOURCE, Content()
 
     def take(fetched: Any) -> None:
-        found.setdefault(0, []).extend(seen(record.offset, record.value) for record in fetched[topic])
+        found.setdefault(0, []).extend(
+            seen(record.offset, record.value) for record in fetched[topic]
+        )
 
     follower = compacted.Follower([topic], aiokafka_kwargs(settings), take)
     async with asyncio.timeout(PATIENCE_SECONDS):
@@ -250,10 +314,20 @@ def found(log: Log, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Conte
 
 
 @pytest.mark.parametrize("by", READERS)
-def test_every_record_is_read_and_nothing_else(log: Log, found: dict[str, Content], by: str) -> None:
-    expected = {p: records for p, records in log.expected.items() if records and (by != "follower" or p == 0)}
-    content = {partition: records for partition, records in found[by].items() if partition in log.expected}
-    assert {p: len(records) for p, records in content.items()} == {p: len(records) for p, records in expected.items()}
+def test_every_record_is_read_and_nothing_else(
+    log: Log, found: dict[str, Content], by: str
+) -> None:
+    expected = {
+        p: records
+        for p, records in log.expected.items()
+        if records and (by != "follower" or p == 0)
+    }
+    content = {
+        partition: records for partition, records in found[by].items() if partition in log.expected
+    }
+    assert {p: len(records) for p, records in content.items()} == {
+        p: len(records) for p, records in expected.items()
+    }
     for partition, records in content.items():
         assert records == expected[partition], f"partition {partition}"
 
@@ -280,7 +354,15 @@ def without_its_end(settings: Settings) -> Content:
     now_ms = time.time_ns() // 1_000_000 - 60_000
     for topic in topics:
         for count, later_ms in ((10, 0), (5, 10_000), (5, 10_000), (1, 20_000)):
-            write(settings, topic, [{"key": b"k%d" % n, "value": b"v", "timestamp": now_ms + later_ms} for n in range(count)], **{"linger.ms": 100})
+            write(
+                settings,
+                topic,
+                [
+                    {"key": b"k%d" % n, "value": b"v", "timestamp": now_ms + later_ms}
+                    for n in range(count)
+                ],
+                **{"linger.ms": 100},
+            )
     return {0: [seen(offset, b"v") for offset in range(15)]}
 
 
@@ -304,7 +386,9 @@ async def rejected_page(settings: Settings, end: int) -> list[Any]:
     await consumer.start()
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
-            records, _ = await rejected._between(consumer, Place(settings.topic_prefix + SOURCE, 0), 0, end)
+            records, _ = await rejected._between(
+                consumer, Place(settings.topic_prefix + SOURCE, 0), 0, end
+            )
     finally:
         await consumer.stop()
     return records
@@ -316,11 +400,17 @@ def test_reading_goes_on_when_the_broker_was_away_and_ends_where_the_log_ends_wi
 ) -> None:
     broker = KafkaBroker(tmp_path / "kafka", heap_mb=256)
     try:
-        settings = Settings.load({"broker": broker.start(), "topic_prefix": prefix, "group": prefix + "g"}, environ={})
+        settings = Settings.load(
+            {"broker": broker.start(), "topic_prefix": prefix, "group": prefix + "g"}, environ={}
+        )
         left = without_its_end(settings)
         long = prefix + "long"
         make(settings, [long], 1, {})
-        write(settings, long, [{"key": b"k", "value": b"%d" % n + bytes(100_000)} for n in range(1_000)])  # 100 MB: more than is held
+        write(
+            settings,
+            long,
+            [{"key": b"k", "value": b"%d" % n + bytes(100_000)} for n in range(1_000)],
+        )  # 100 MB: more than is held
         found, restarted = [], False
         for _, block in read_blocks(settings, long):
             found += [(value or b"").rstrip(b"\0") for value in block.values()]

@@ -11,7 +11,15 @@ import pytest
 from agents import recalculator
 from agents.catalog import Catalog
 from schemas import recalculation
-from schemas.recalculation import FILLING, REQUEST, WORKER, Recalculation, WorkerReport, encode_report, report_key
+from schemas.recalculation import (
+    FILLING,
+    REQUEST,
+    WORKER,
+    Recalculation,
+    WorkerReport,
+    encode_report,
+    report_key,
+)
 from schemas.rules import catalogue
 from streams.blocks import Block
 from streams.reader import read_log
@@ -28,7 +36,9 @@ Blocks = Iterator[tuple[int, Block]]
 @pytest.fixture
 def settings(embedded: str, prefix: str) -> Settings:
     """On this broker a job needs no group."""
-    return Settings.load({"broker": embedded, "topic_prefix": prefix, "group": prefix + "g"}, environ={})
+    return Settings.load(
+        {"broker": embedded, "topic_prefix": prefix, "group": prefix + "g"}, environ={}
+    )
 
 
 def all_of_it(blocks: Blocks) -> Blocks:
@@ -51,19 +61,42 @@ def ended_early(blocks: Blocks) -> Blocks:
     [(all_of_it, True), (partition_2_taken_for_empty, False), (ended_early, False)],
 )
 def test_the_job_fails_when_it_read_less_than_the_log_holds(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, reading: Callable[[Blocks], Blocks], complete: bool
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    reading: Callable[[Blocks], Blocks],
+    complete: bool,
 ) -> None:
     provision(settings)
     topics = names(settings)
-    write(settings, topics["activities"], [{"key": b"%d" % n, "value": b"{}" * 20, "partition": n % PARTITIONS} for n in range(COUNT)])
-    one = Recalculation(
-        id="r", state=FILLING, cause=REQUEST, journeys=("j",), epoch=1, rules=(catalogue()["visited_page"](page={"equals": "/"}),)
+    write(
+        settings,
+        topics["activities"],
+        [
+            {"key": b"%d" % n, "value": b"{}" * 20, "partition": n % PARTITIONS}
+            for n in range(COUNT)
+        ],
     )
-    write(settings, topics["recalculations"], [{"key": b"r", "value": recalculation.encode(one), "partition": 0}])
+    one = Recalculation(
+        id="r",
+        state=FILLING,
+        cause=REQUEST,
+        journeys=("j",),
+        epoch=1,
+        rules=(catalogue()["visited_page"](page={"equals": "/"}),),
+    )
+    write(
+        settings,
+        topics["recalculations"],
+        [{"key": b"r", "value": recalculation.encode(one), "partition": 0}],
+    )
     write(settings, topics["recalculation-reports"], [
         {"key": report_key("r", WORKER, p), "value": encode_report(WorkerReport(COUNT // PARTITIONS)), "partition": 0} for p in range(PARTITIONS)
     ])  # fmt: skip
-    monkeypatch.setattr(recalculator, "read_blocks", lambda *args, **more: closing(reading, read_blocks(*args, **more)))
+    monkeypatch.setattr(
+        recalculator,
+        "read_blocks",
+        lambda *args, **more: closing(reading, read_blocks(*args, **more)),
+    )
     stop = threading.Event()
     job = threading.Thread(target=recalculator.Recalculator(settings, stop).run)
     job.start()
@@ -74,11 +107,16 @@ def test_the_job_fails_when_it_read_less_than_the_log_holds(
             catalog = Catalog()
             for _, records in read_log(settings, topics["recalculation-reports"]):
                 for record in records:
-                    catalog.take("recalculation-reports", record.key(), record.value(), record.offset())
+                    catalog.take(
+                        "recalculation-reports", record.key(), record.value(), record.offset()
+                    )
             nonlocal reports
             reports = catalog.reports
             found = [reports.job("r", p) for p in range(PARTITIONS)]
-            return all(report is not None and (report.error or report.read >= COUNT // PARTITIONS) for report in found)
+            return all(
+                report is not None and (report.error or report.read >= COUNT // PARTITIONS)
+                for report in found
+            )
 
         eventually(over, "the job's reports")
     finally:
@@ -86,14 +124,18 @@ def test_the_job_fails_when_it_read_less_than_the_log_holds(
         job.join()
     found = [reports.job("r", p) for p in range(PARTITIONS)]
     if complete:
-        assert [(report.read, report.error) for report in found if report] == [(COUNT // PARTITIONS, None)] * PARTITIONS
+        assert [(report.read, report.error) for report in found if report] == [
+            (COUNT // PARTITIONS, None)
+        ] * PARTITIONS
     else:
         reasons = {report.error for report in found if report}
         assert len(reasons) == 1
         reason = str(reasons.pop())
         assert reason.startswith("the log was not read completely: ")
         assert f"records of {topics['activities']} are missing: partition 2 offsets " in reason
-        assert all(report.read < COUNT // PARTITIONS for report in found[2:3] if report), "what is missing is not reported as read"
+        assert all(report.read < COUNT // PARTITIONS for report in found[2:3] if report), (
+            "what is missing is not reported as read"
+        )
 
 
 def closing(reading: Callable[[Blocks], Blocks], blocks: Any) -> Blocks:

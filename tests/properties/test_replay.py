@@ -44,7 +44,9 @@ class Part:
             sent = [(n, b"k", value, []) for n in range(count)]
             aborted = rng.random() < 0.2
             raw = batch(at, sent, 0, PRODUCER if aborted else -1)
-            self.pieces.append(Piece(at, at + count, raw, () if aborted else tuple(range(at, at + count))))
+            self.pieces.append(
+                Piece(at, at + count, raw, () if aborted else tuple(range(at, at + count)))
+            )
             at += count
             if aborted:
                 self.aborted.append((PRODUCER, at - count))
@@ -63,7 +65,9 @@ class Broker:
         self.rng, self.parts = rng, parts
         self.leaders = {number: rng.randrange(2) for number in parts}
         self.answer_bytes = rng.choice((1, 400, 4000, 1 << 30))
-        self.whole_first = self.answer_bytes < 1 << 30 or rng.random() < 0.5  # Kafka sends the first batch of an answer, whatever its size
+        self.whole_first = (
+            self.answer_bytes < 1 << 30 or rng.random() < 0.5
+        )  # Kafka sends the first batch of an answer, whatever its size
         self.cuts = rng.random() < 0.3  # and brokers before 3.0 cut off the last batch
         self.trouble = rng.choice((0.0, 0.3))
         self.requests = 0
@@ -87,7 +91,9 @@ class Broker:
         if self.rng.random() < self.trouble / 3:
             raise errors.KafkaConnectionError("cut off")
         answer = self._response(node, request)
-        for _ in range(self.rng.choice((0, 0, 20, 200))):  # the leader may change while the answer is on its way
+        for _ in range(
+            self.rng.choice((0, 0, 20, 200))
+        ):  # the leader may change while the answer is on its way
             await asyncio.sleep(0)
         return answer
 
@@ -97,13 +103,17 @@ class Broker:
         answers = []
         room = min(request._max_bytes, self.answer_bytes)
         for number, offset, most in asked:
-            answer = self._answer(node, number, offset, min(most, room), first=not any(found[-1] for found in answers))
+            answer = self._answer(
+                node, number, offset, min(most, room), first=not any(found[-1] for found in answers)
+            )
             room = max(0, room - len(answer[-1]))
             answers.append(answer)
         left_out = throttle_ms and self.rng.random() < 0.3
         return Response(throttle_ms, [] if left_out else [(TOPIC, answers)])
 
-    def _answer(self, node: int, number: int, offset: int, room: int, first: bool) -> tuple[Any, ...]:
+    def _answer(
+        self, node: int, number: int, offset: int, room: int, first: bool
+    ) -> tuple[Any, ...]:
         part = self.parts[number]
         if self.leaders[number] != node:
             return (number, errors.NotLeaderForPartitionError.errno, -1, -1, -1, None, -1, b"")
@@ -133,38 +143,69 @@ def test_every_record_is_read_once_whatever_an_answer_leaves_out(seed: int) -> N
     rng = random.Random(seed)
     parts = {number: Part(rng) for number in range(rng.randint(1, 6))}
     broker = Broker(rng, parts)
-    listed = {number: 0 if rng.random() < 0.2 else part.begin for number, part in parts.items()}  # retention came in between
+    listed = {
+        number: 0 if rng.random() < 0.2 else part.begin for number, part in parts.items()
+    }  # retention came in between
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(replay, "AIOKafkaClient", lambda **_: broker)
         patched.setattr(replay, "RETRY_SECONDS", 0.0)
         patched.setattr(replay, "PARTITION_BYTES", rng.choice((500, 1 << 20)))
-        patched.setattr(replay, "IDLE_SECONDS", rng.choice((0.001, 1.0)))  # so that there are blocks that say nothing
-        patched.setattr(replay, "extent", lambda *_: Extent(dict(listed), {n: part.end for n, part in parts.items()}))
-        patched.setattr(replay, "begin_offsets", lambda _, asked: {one: parts[one[1]].begin for one in asked})
+        patched.setattr(
+            replay, "IDLE_SECONDS", rng.choice((0.001, 1.0))
+        )  # so that there are blocks that say nothing
+        patched.setattr(
+            replay,
+            "extent",
+            lambda *_: Extent(dict(listed), {n: part.end for n, part in parts.items()}),
+        )
+        patched.setattr(
+            replay, "begin_offsets", lambda _, asked: {one: parts[one[1]].begin for one in asked}
+        )
         found: dict[int, list[Block]] = {number: [] for number in parts}
         for number, block in read_blocks(SETTINGS, TOPIC):
             found[number].append(block)
     for number, part in parts.items():
         blocks, at = found[number], listed[number]
         for block in blocks:
-            assert block.begin == at or (at < part.begin == block.begin), "a gap that nothing explains"
+            assert block.begin == at or (at < part.begin == block.begin), (
+                "a gap that nothing explains"
+            )
             at = block.next
         assert at == part.end or part.end == listed[number]
-        assert [offset for block in blocks for offset in block.spans[:, OFFSET].tolist()] == part.expected()
+        assert [
+            offset for block in blocks for offset in block.spans[:, OFFSET].tolist()
+        ] == part.expected()
         held = [offset for piece in part.pieces for offset in range(piece.base, piece.end)]
         holes = set(range(part.begin, part.end)) - set(held)
-        absent = [offset for block in blocks for a in block.absent for offset in range(a.first, a.end)]
+        absent = [
+            offset for block in blocks for a in block.absent for offset in range(a.first, a.end)
+        ]
         assert sorted(holes) == absent, "what is said to be absent is what is"
-        assert all(isinstance(a, Absent) and a.size == a.end - a.first for block in blocks for a in block.absent)
+        assert all(
+            isinstance(a, Absent) and a.size == a.end - a.first
+            for block in blocks
+            for a in block.absent
+        )
     _what_is_not_read_is_noticed(rng, parts, found, listed)
 
 
-def _what_is_not_read_is_noticed(rng: random.Random, parts: dict[int, Part], found: dict[int, list[Block]], listed: dict[int, int]) -> None:
-    ends, begins = {n: part.end for n, part in parts.items()}, {n: part.begin for n, part in parts.items()}
+def _what_is_not_read_is_noticed(
+    rng: random.Random,
+    parts: dict[int, Part],
+    found: dict[int, list[Block]],
+    listed: dict[int, int],
+) -> None:
+    ends, begins = (
+        {n: part.end for n, part in parts.items()},
+        {n: part.begin for n, part in parts.items()},
+    )
     coverage = counted(found, listed)
     assert coverage.unread(ends, begins, compacted=True) == []
     assert coverage.records == sum(len(part.expected()) for part in parts.values())
-    holes = sum(part.end - part.begin - sum(piece.end - piece.base for piece in part.pieces) for part in parts.values())
+    holes = sum(
+        part.end - part.begin - sum(piece.end - piece.base for piece in part.pieces)
+        for part in parts.values()
+    )
     assert sum(unread.size for unread in coverage.unread(ends, begins, compacted=False)) == holes
     for number in [number for number, blocks in found.items() if blocks]:
         lost = rng.randrange(len(found[number]))
@@ -172,7 +213,9 @@ def _what_is_not_read_is_noticed(rng: random.Random, parts: dict[int, Part], fou
         missing = counted(rest, listed).unread(ends, begins, compacted=True)
         assert {unread.partition for unread in missing} <= {number}
         if found[number][lost].next > max(found[number][lost].begin, begins[number]):
-            assert [(unread.first, unread.end) for unread in missing] == [(found[number][lost].begin, found[number][lost].next)]
+            assert [(unread.first, unread.end) for unread in missing] == [
+                (found[number][lost].begin, found[number][lost].next)
+            ]
 
 
 def counted(found: dict[int, list[Block]], starts: dict[int, int]) -> Coverage:
@@ -183,7 +226,9 @@ def counted(found: dict[int, list[Block]], starts: dict[int, int]) -> Coverage:
     return coverage
 
 
-def test_a_broker_that_sends_nothing_gives_control_back_and_is_an_error_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broker_that_sends_nothing_gives_control_back_and_is_an_error_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     part = Part(random.Random(0))
     part.pieces, part.end = [], 10
     broker = Broker(random.Random(0), {0: part})
@@ -195,21 +240,35 @@ def test_a_broker_that_sends_nothing_gives_control_back_and_is_an_error_in_the_e
     monkeypatch.setattr(replay, "extent", lambda *_: Extent({0: 3}, {0: 10}))
     found: list[Any] = []
     with pytest.raises(ReaderError, match="has sent nothing for"):
-        found.extend((number, len(block), block.begin, block.next) for number, block in read_blocks(SETTINGS, TOPIC))
+        found.extend(
+            (number, len(block), block.begin, block.next)
+            for number, block in read_blocks(SETTINGS, TOPIC)
+        )
     assert set(found) == {(0, 0, 3, 3)}
 
 
-def test_an_empty_answer_proves_nothing_unless_the_partition_was_asked_for_alone_and_with_room_for_all() -> None:
+def test_an_empty_answer_proves_nothing_unless_the_partition_was_asked_for_alone_and_with_room_for_all() -> (
+    None
+):
     cursor = Cursor(10, 20)
     empty = Answer(b"", [], 20, alone=False, throttled=False)
     assert not cursor.take(empty)
     assert (cursor.alone, cursor.max_bytes < WHOLE_BYTES) == (True, True)
-    assert not cursor.take(empty._replace(alone=True)), "a batch larger than what was asked for may be left out"
+    assert not cursor.take(empty._replace(alone=True)), (
+        "a batch larger than what was asked for may be left out"
+    )
     assert (cursor.alone, cursor.max_bytes) == (True, WHOLE_BYTES)
-    for later in (empty._replace(alone=True, throttled=True), empty._replace(alone=True, committed=19)):
+    for later in (
+        empty._replace(alone=True, throttled=True),
+        empty._replace(alone=True, committed=19),
+    ):
         waiting = Cursor(10, 20, True, WHOLE_BYTES)
-        assert not waiting.take(later), "a throttled answer, or one of a replica that is behind, proves nothing either"
-        assert (waiting.offset, waiting.alone) == (10, False), "and it does not keep others from being read"
+        assert not waiting.take(later), (
+            "a throttled answer, or one of a replica that is behind, proves nothing either"
+        )
+        assert (waiting.offset, waiting.alone) == (10, False), (
+            "and it does not keep others from being read"
+        )
     assert cursor.take(empty._replace(alone=True))
     assert cursor.offset == 20
 

@@ -21,8 +21,16 @@ BEGIN_MS, STAGE_MS = 1_700_000_000_000, 1_000
 
 def journey(id_: str, operator: str) -> dict[str, Any]:
     """Three pages, one after the other. *operator* makes its rules others than those of another journey."""
-    rules = [{"rule": "visited_page", "page": {operator: f"/page-{stage}"}} for stage in range(STAGES)]
-    return {"id": id_, "name": id_, "stages": [{"name": f"stage {n}", "condition": {"any": [rule]}} for n, rule in enumerate(rules)]}
+    rules = [
+        {"rule": "visited_page", "page": {operator: f"/page-{stage}"}} for stage in range(STAGES)
+    ]
+    return {
+        "id": id_,
+        "name": id_,
+        "stages": [
+            {"name": f"stage {n}", "condition": {"any": [rule]}} for n, rule in enumerate(rules)
+        ],
+    }
 
 
 def activities(first: int, last: int) -> Iterator[tuple[str, bytes]]:
@@ -38,7 +46,11 @@ def activities(first: int, last: int) -> Iterator[tuple[str, bytes]]:
 
 def send(settings: Settings, first: int, last: int, pause: threading.Event | None = None) -> None:
     """Sends the activities of contacts *first* to before *last*. With *pause*, a hundred at a time, with a rest between."""
-    config = {"partitioner": "murmur2_random", "linger.ms": 20, "queue.buffering.max.messages": 1_000_000}
+    config = {
+        "partitioner": "murmur2_random",
+        "linger.ms": 20,
+        "queue.buffering.max.messages": 1_000_000,
+    }
     producer = Producer(librdkafka_config(settings) | config)
     for count, (key, value) in enumerate(activities(first, last)):
         producer.produce(settings.topic_prefix + "activities", value, key)
@@ -51,7 +63,11 @@ def send(settings: Settings, first: int, last: int, pause: threading.Event | Non
 
 def begun(settings: Settings) -> Producer:
     """A transaction that has sent one activity of one more contact, and is still open: what it sent is on the log, and nobody may read it yet."""
-    config = {"transactional.id": settings.topic_prefix + "tx", "transaction.timeout.ms": 600_000, "partitioner": "murmur2_random"}
+    config = {
+        "transactional.id": settings.topic_prefix + "tx",
+        "transaction.timeout.ms": 600_000,
+        "partitioner": "murmur2_random",
+    }
     producer = Producer(librdkafka_config(settings) | config)
     producer.init_transactions(PATIENCE_SECONDS)
     producer.begin_transaction()
@@ -65,7 +81,9 @@ def converted(waypost: Waypost, id_: str) -> list[int]:
     """How many reached each stage, by the results and by the lists."""
     results = [stage["converted"] for stage in waypost.settled(id_)["stages"]]
     for stage, count in enumerate(results, 1):
-        listed = waypost.http.get(f"/api/journeys/{id_}/stages/{stage}/contacts", params={"who": "converted", "limit": 1}).json()
+        listed = waypost.http.get(
+            f"/api/journeys/{id_}/stages/{stage}/contacts", params={"who": "converted", "limit": 1}
+        ).json()
         assert listed["total"] == count
     return results
 
@@ -84,13 +102,17 @@ def recalculated(waypost: Waypost) -> dict[str, Any]:
     return found
 
 
-def test_no_number_is_lost_by_a_recalculation_and_by_a_new_rule(broker: Broker, prefix: str, tmp_path: Path) -> None:
+def test_no_number_is_lost_by_a_recalculation_and_by_a_new_rule(
+    broker: Broker, prefix: str, tmp_path: Path
+) -> None:
     with started(broker.bootstrap, prefix, tmp_path) as waypost:
         sending = threading.Thread(target=send, args=(waypost.settings, 0, CONTACTS))
         sending.start()
         waypost.http.put("/api/journeys/first", json=journey("first", "equals")).raise_for_status()
         sending.join()
-        assert converted(waypost, "first") == [CONTACTS] * STAGES, "of a journey made while activities came in"
+        assert converted(waypost, "first") == [CONTACTS] * STAGES, (
+            "of a journey made while activities came in"
+        )
 
         transaction = begun(waypost.settings) if broker.kind == "kafka" else None
         one = recalculated(waypost)
@@ -103,10 +125,14 @@ def test_no_number_is_lost_by_a_recalculation_and_by_a_new_rule(broker: Broker, 
             extra = [1, 0, 0]
 
         ended = threading.Event()
-        late = threading.Thread(target=send, args=(waypost.settings, CONTACTS, CONTACTS + LATE, ended))
+        late = threading.Thread(
+            target=send, args=(waypost.settings, CONTACTS, CONTACTS + LATE, ended)
+        )
         late.start()
         try:
-            waypost.http.put("/api/journeys/second", json=journey("second", "starts_with")).raise_for_status()
+            waypost.http.put(
+                "/api/journeys/second", json=journey("second", "starts_with")
+            ).raise_for_status()
             assert recalculated(waypost)["state"] == "live"
         finally:
             ended.set()
