@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import click
@@ -109,6 +110,14 @@ def check(
             report = run(settings, api, ids, timeout, Shown(progress), share=share)
         except ReaderError as error:
             raise Failed(str(error)) from None
+        except OSError as error:
+            raise Failed(
+                f"the facts of the log cannot be kept: {error}; name a directory with room in TMPDIR"
+            ) from None
+        except BrokenExecutor:
+            raise Failed(
+                "a process of the check was ended, perhaps for its memory; check with --sample"
+            ) from None
     if as_json:
         print_json(data(report))
     else:

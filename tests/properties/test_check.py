@@ -7,12 +7,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from console import expected
 from console.check import Report, lines, percent_above, sentence
 from console.cli_check import Share, remaining
+from console.cli_check import check as check_command
 from console.shards import SHARD_FACTS, Shards, load
 from schemas.journey import Journey
 from state import oracle
@@ -49,7 +51,7 @@ def sharded(history: oracle.History, directory: Path, shards: int, share: float)
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     journeys(), histories, st.integers(1, 5), st.sampled_from((1.0, 0.5, 0.2)), st.integers(1, 3)
 )
@@ -87,7 +89,7 @@ def test_the_sum_over_shards_is_what_the_oracle_says(
     assert names == {name for name, stages in truth.reached.items() if stages}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(histories)
 def test_facts_come_back_from_a_shard_as_they_were(history: oracle.History) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -143,3 +145,15 @@ def test_what_is_left_is_told_at_the_rate_so_far() -> None:
     assert remaining(0, 0, 5.0) == ""
     assert remaining(0, 10, 5.0) == ": 0 of 10"
     assert remaining(250, 1000, 5.0) == ": 250 of 1,000, about 15 s left"
+
+
+def test_a_directory_without_room_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("console.check.run", full)
+    done = CliRunner().invoke(check_command, ["--broker", "127.0.0.1:1"])
+    assert done.exit_code == 1
+    assert "No space left on device; name a directory with room in TMPDIR" in " ".join(
+        done.output.split()
+    )
