@@ -67,11 +67,10 @@ def main(
         flags = [f"--size {size}", f"--broker {kind}", *(f"--case '{case}'" for case in cases)]
         flags += [] if minutes is None else [f"--minutes {minutes:g}"]
         settings = f"python -m tests.scale {' '.join(flags)}"
-        try:
-            rows = run(kind, directory / kind, chosen, say, cases)
-            show(console, rows, about, settings)
-            figures[kind] = as_json(rows, about, settings)
-        except AssertionError as error:
+        rows, error = run(kind, directory / kind, chosen, say, cases)
+        show(console, rows, about, settings)
+        figures[kind] = as_json(rows, about, settings)
+        if error is not None:
             wrong.append(f"{kind}: {error}")
             text = f"WRONG: {kind}: {error}\nlogs and data are left in {directory}"
             console.print(text, markup=False, style="red")

@@ -20,7 +20,8 @@ SOME = ("load", "recalculation", "new rules", "end", "check")
 
 
 def played(kind: str, directory: Path, size: Size, cases: Collection[str]) -> None:
-    rows = run(kind, directory, size, print, cases)
+    rows, wrong = run(kind, directory, size, print, cases)
+    assert wrong is None
     assert {row.case for row in rows} >= {"load", "recalculation", "new rules", "numbers", "check"}
     assert all(row.value > 0 for row in rows)
 

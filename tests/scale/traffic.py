@@ -24,7 +24,7 @@ MONTH_MS = 30 * 86_400_000
 GROUPS = ("customers", "newsletter", "partners")
 LATE_SHARE, LATE_RECORDS = 0.02, 3000
 TWICE_SHARE = 0.01
-FUNNEL, BY_URL = "funnel", "by-url"
+FUNNEL, BY_URL, UNDER_PRESSURE = FUNNELS = "funnel", "by-url", "under-pressure"
 SITE = "https://shop.example"
 
 
@@ -130,36 +130,50 @@ def _visit(number: int, contact: str, page: str, at_ms: int) -> bytes:
     ).encode()
 
 
-def funnel(id_: str = FUNNEL, by_url: bool = False) -> dict[str, Any]:
-    """The journey whose numbers are known by formula; *by_url*: by other rules, which meet the same."""
+def funnel(id_: str = FUNNEL) -> dict[str, Any]:
+    """The journey whose numbers are known by formula; under each id by rules of its own, which meet the same."""
 
     def rule(k: int) -> dict[str, Any]:
         page = f"/{FUNNEL}/{k}"
-        return (
-            {"rule": "visited_url", "url": {"contains": f"{page}?"}}
-            if by_url
-            else {"rule": "visited_page", "page": page}
-        )
+        if id_ == BY_URL:
+            return {"rule": "visited_url", "url": {"contains": f"{page}?"}}
+        return {
+            "rule": "visited_page",
+            "page": {"ends_with": page} if id_ == UNDER_PRESSURE else page,
+        }
 
     return _journey(id_, [{"any": [rule(k)]} for k in range(ROUNDS)])
 
 
-def section(number: int) -> dict[str, Any]:
+def section(number: int, id_: str | None = None) -> dict[str, Any]:
     """A journey over the pages of one section, and one of the next: its numbers are the oracle's to tell."""
     pages = [{"rule": "visited_page", "page": f"/other/{number}/{k}"} for k in range(PAGES)]
-    other = {"rule": "visited_url", "url": {"contains": f"/other/{(number + 1) % SECTIONS}/"}}
-    return _journey(
-        f"section-{number}",
-        [{"any": pages[:2]}, {"any": [pages[2], other]}, {"all": [pages[0], other]}],
-    )
+    other = {
+        "rule": "visited_url",
+        "url": {"contains": f"/other/{(number + 1) % SECTIONS}/"},
+    }
+    conditions = [{"any": pages[:2]}, {"any": [pages[2], other]}, {"all": [pages[0], other]}]
+    return _journey(id_ or f"section-{number}", conditions)
 
 
-def unmet(number: int) -> dict[str, Any]:
-    """One of many journeys over the same types and fields, whose rules nothing meets."""
-    return _journey(
-        f"many-{number:04d}",
-        [{"any": [{"rule": "visited_page", "page": f"/never/{number}/{k}"}]} for k in range(2)],
-    )
+def one_of_many(number: int, sections: int) -> dict[str, Any]:
+    """Every tenth is one of the first *sections* under another name; nothing meets the rules of the others, which are
+    over the same types and fields."""
+    id_ = f"many-{number:04d}"
+    if number % 10 == 0:
+        return section(number // 10 % sections, id_)
+    rules = [{"rule": "visited_page", "page": f"/never/{number}/{k}"} for k in range(2)]
+    return _journey(id_, [{"any": [rule]} for rule in rules])
+
+
+def flood(contacts: int) -> Iterator[Sent]:
+    """Views of pages that no rule asks for, without end."""
+    at_ms, number = began_a_month_ago(), 0
+    while True:
+        contact = f"c-{number * 7919 % contacts:07d}"
+        visit = _visit(number, contact, "/flood", at_ms + number).replace(b'"a-', b'"f-', 1)
+        yield Sent("activities", contact, visit)
+        number += 1
 
 
 def _journey(id_: str, conditions: list[dict[str, Any]]) -> dict[str, Any]:
