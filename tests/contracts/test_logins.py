@@ -85,7 +85,7 @@ async def test_guesses_that_arrive_together_are_counted(guarded: Settings) -> No
         passwords[290] = PASSWORD
         answers = await asyncio.gather(*(log_in(client, password) for password in passwords))
         assert sorted(answer.status_code for answer in answers) == [401] * 5 + [429] * 295
-        assert 60 < int(answers[299].headers["retry-after"]) <= 181
+        assert 0 < int(answers[299].headers["retry-after"]) <= 181
         assert (await log_in(client, "x", name="bob")).status_code == 401, "another name"
 
 
