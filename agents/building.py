@@ -11,10 +11,13 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
+from schemas.errors import Refused
 from schemas.journey import Journey, journey_json, parse_journey
-from schemas.recalculation import CANCELLED, FAILED
+from schemas.recalculation import CANCELLED, FAILED, Whole
 from schemas.recalculation import LIVE as SWITCHED
 from state import records
 from state.batch import Batch
@@ -36,6 +39,41 @@ GIVEN_UP = (CANCELLED, FAILED)
 LIVE, BUILDING, OLD = "live", "building", "old"
 SCAN_CONTACTS = 1000  # a step: bounds how long the loop is blocked
 KEEP_OLD_VIEWS = 8  # of a journey, however long other partitions take
+
+
+class _Entry(msgspec.Struct):
+    """What stands under the key of a view."""
+
+    state: Literal["live", "building", "old"]
+    told: bool
+    cursor: str | None
+    journey: dict[str, Any]
+    keys: dict[str, str] = {}
+    generation: Whole = 0
+    recalculation: str | None = None
+    changed: Whole = 0
+
+
+_read_entry = msgspec.json.Decoder(_Entry).decode
+
+
+def view_fault(key: bytes, value: bytes | None) -> str | None:
+    """Return why *value* is no entry of the view with the key *key*, None when it is one.
+
+    Raises what decoding raises. A rule type that is not installed is no fault of the entry.
+    """
+    if len(key) != 9:
+        return "its key is that of no view"
+    if value is None:
+        return None
+    entry = _read_entry(value)
+    bytes.fromhex(entry.cursor or "")
+    try:
+        journey = parse_journey(entry.journey)
+    except Refused as refused:
+        return None if refused.code == "unknown_rule" else refused.message
+    source = _source(json.loads(value))
+    return None if view_id(journey, source) == key[1:] else "it is the entry of another view"
 
 
 class Building:

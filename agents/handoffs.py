@@ -124,13 +124,13 @@ def decode(raw: bytes) -> Message:
         message: Message = _decode_message[kind](rest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("bad_handoff", f"not a handoff: {error}") from error
-    what = _unsound_join(message) if isinstance(message, Join) else _unsound_unite(message)
+    what = unsound_join(message) if isinstance(message, Join) else _unsound_unite(message)
     if what is not None:
         raise Refused("bad_handoff", f"not a handoff: {what}; only workers write to this topic")
     return message
 
 
-def _unsound_join(message: Join) -> str | None:
+def unsound_join(message: Join) -> str | None:
     """What is wrong with a join; None for nothing."""
     for rule, blob in message.hits.items():
         if len(rule) != KEY_BYTES:

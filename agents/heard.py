@@ -9,7 +9,7 @@ import numpy as np
 
 from state import joining, records
 from streams import blocks
-from streams.blocks import VALUE, VALUE_SIZE, Block, Rows
+from streams.blocks import KEY, KEY_SIZE, VALUE, VALUE_SIZE, Block, Rows
 
 
 class Heard:
@@ -29,6 +29,15 @@ class Heard:
         for record in changes:
             self._all.setdefault(record.key, []).append(record.value)
             self.last[record.key] = record.value
+
+    def doubtful(self) -> list[bytes]:
+        """The keys whose last value needs a closer look: all but plain evidence, as most are."""
+        block = self._block
+        if block is None:
+            return [*self.last]
+        spans = block.spans[self._rows[self._ends - 1]][:, [KEY, KEY_SIZE, VALUE, VALUE_SIZE]]
+        certain = joining.certain(block.data, spans).tolist()
+        return [key for key, n in self._number.items() if not certain[n]]
 
     def values(self, key: bytes) -> list[bytes | None]:
         """All values of *key*, in the order of the log."""

@@ -39,6 +39,7 @@ from . import handoffs, intake, metrics
 from .building import Building
 from .comparing import Comparing
 from .contacts import Contacts
+from .entries import refusal
 from .pipeline import Changelog, OutRecord, Outward, Pipeline, Turns, UnderWay, Work
 from .succession import CHANGELOG_POSITION, POSITION, Succession
 
@@ -458,7 +459,7 @@ class Partition:
         assert self.pipeline is not None, f"partition {self.number} answers for its changelog only while active"
         found: list[tuple[bytes, bytes | None]] = []
         for key in keys:
-            value = self._told(key)
+            value = self._told(key) if refusal(key, None) is None else None
             if value is None and key[:1] == records.IDENTITY:
                 evidence = self._told(records.EVIDENCE + key[1:])
                 if evidence is not None and records.pointer_of(evidence) is None:

@@ -6,11 +6,13 @@ says the truth again of everybody touched by what the owner before may have had 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from schemas.errors import Refused
 from state import joining, records
 from state.announcement import perhaps_said
 from state.batch import Batch
@@ -19,14 +21,19 @@ from state.messages import Join
 
 from . import intake, metrics
 from .building import VIEW
+from .entries import POSITION, REPEATED, is_contact, refusal
 from .heard import Heard
 
 if TYPE_CHECKING:
     from .partition import Partition
 
-POSITION, REPEATED, LEFT, FOREIGN = b"p", b"r", b"h", b"f"
+log = logging.getLogger(__name__)
+
+LEFT, FOREIGN = b"h", b"f"
 CHANGELOG_POSITION = POSITION + b"changelog"
 _decode_values = msgspec.msgpack.Decoder(list[bytes | None]).decode
+CHANGELOG = "evidence-changelog"
+MOST_BAD = 1000  # records of the changelog that are kept in mind until they are rejected
 REPEATED_CONTACTS = 250  # are announced at once: a person of many contacts says much
 
 
@@ -43,6 +50,7 @@ class Succession:
         self._foreign: set[bytes] = set()  # keys of which RocksDB keeps what somebody else wrote
         self._foreign_to: dict[str, int] = {}  # once so much is followed, that is known otherwise
         self._repeat_to: dict[str, int] = {}
+        self._bad: list[tuple[Any, Refused]] = []  # records that no worker writes, to be rejected
         self._repeated: dict[str, set[bytes]] = {}  # contact -> rules, of what came again and is not announced yet
         self._order: list[str] = []  # of the same, once all of it came, the next to be announced last
         self.beginning = False  # the changelog is yet to be told that batches are taken
@@ -62,10 +70,17 @@ class Succession:
     def recover(self, changes: Sequence[Any], last_offset: int) -> None:
         """See `Partition.recover`."""
         heard = Heard(changes)
+        spoilt = self._pass_over(heard, changes)
         told = self._of_our_own(heard.last)
         found = zip(heard.last, self._partition.ledger.get_many([*heard.last]), strict=True)
         old = {key: value for key, value in found if value is not None}
-        joined, left = self._join(heard.last, heard.unsettled(old), lambda key: [*([old[key]] if key in old else []), *heard.values(key)])
+
+
+        def values(key: bytes) -> list[bytes | None]:
+            known = [old[key]] if key in old else []
+            return known + [value for value in heard.values(key) if refusal(key, value) is None]
+
+        joined, left = self._join(heard.last, heard.unsettled(old), values)
         metrics.RECOVERED_RECORDS.inc(len(changes))
         for key, value in joined.items():
             if value != heard.last.get(key):
@@ -75,9 +90,44 @@ class Succession:
                 if key in self._foreign:
                     self._foreign.discard(key)
                     told.append((FOREIGN + key, None))
+        self.stale |= spoilt  # what is known of these has to be the changelog's last word
         # behind a stale record the position stays: should this owner end before it has said it again, the next one finds it again
         position = [] if self.stale else [(CHANGELOG_POSITION, str(last_offset).encode())]
         self._write(joined, left, [*told, *position])
+
+    def _pass_over(self, heard: Heard, changes: Sequence[Any]) -> set[bytes]:
+        """Take what no worker writes out of *heard*; return the keys of contacts that it concerns."""
+        doubtful = heard.doubtful()
+        bad = {key: error for key in doubtful if (error := refusal(key, heard.last[key]))}
+        for key in bad:
+            sound = [value for value in heard.values(key) if refusal(key, value) is None]
+            if sound:
+                heard.last[key] = sound[-1]
+            else:
+                del heard.last[key]
+        if bad:
+            rows = [one for one in changes if one.key in bad or (one.key or b"") in bad]
+            found = [(record, refusal(record.key, record.value)) for record in rows]
+            self._bad += [(record, error) for record, error in found if error is not None]
+            del self._bad[:-MOST_BAD]
+            for key, error in bad.items():
+                number = self._partition.number
+                log.error("changelog of partition %d, key %r: %s", number, (key or b"")[:100], error)
+        contacts = (records.EVIDENCE, records.IDENTITY)
+        return {key for key in bad if key and key[:1] in contacts and is_contact(key)}
+
+    def _reject(self) -> None:
+        """Send what was passed over to the rejected topic; a crash may repeat it."""
+        if not self._bad:
+            return
+        p, now_ms = self._partition, self._partition.context.now_ms()
+        topic = p.context.topics[CHANGELOG]
+        out = [intake.rejected(topic, p.number, record, error, now_ms) for record, error in self._bad]
+        self._bad = []
+        work = p.work(Decision({}, [], [], [], {}, {}), out)
+        work.took_room = False
+        assert p.pipeline is not None, "an owner rejects"
+        p.pipeline.add(work)
 
     def resume(self) -> None:
         """Joins what somebody else wrote while this worker was the owner, as whoever reads the changelog does (see `keep`)."""
@@ -185,6 +235,7 @@ class Succession:
         if self.beginning:
             marks: dict[bytes, bytes | None] = {POSITION + source.encode(): b"0" for source in sources}
             p.add_aside(Decision(marks, [], [], [], {}, {}))
+        self._reject()
         if self.stale:
             again = sorted(((key, p.ledger.get(key)) for key in self.stale), key=_place)
             kept, self._foreign = self._foreign, set()
@@ -219,7 +270,10 @@ class Succession:
         """
         values: dict[bytes, list[bytes | None]] = {}
         for key, value in foreign:
-            if key[:1] in (records.EVIDENCE, records.IDENTITY):
+            error = refusal(key, value)
+            if error is not None:
+                log.error("changelog, key %r, of another writer: %s", key[:100], error)
+            elif key[:1] in (records.EVIDENCE, records.IDENTITY):
                 values.setdefault(key, []).append(value)
         ledger = self._partition.ledger
         written: list[tuple[bytes, bytes | None]] = []

@@ -89,7 +89,7 @@ async def run_worker(
     secret = None if settings.internal_secret is None else settings.internal_secret.get_secret_value()
     listener, url = _listen(settings)
     kafka = aiokafka_kwargs(settings)
-    topics = {short: settings.topic_prefix + short for short in TOPICS}
+    topics = {short: settings.topic_prefix + short for short in (*TOPICS, CHANGELOG)}
     memory = Memory(settings.memory_mb)
     app = build_app(
         kafka_options=kafka,

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from schemas.compiled import Array, Loops, check_inside, compiled
+from schemas.times import FIRST_MS, LAST_MS
+from schemas.wire import MAX_ID
 
-from .evidence import HIT_BYTES, Evidence
+from .evidence import HIT_BYTES, Evidence, moment
 from .identity import Identity
 from .messages import MERGE, Join
 from .records import (
@@ -30,6 +32,9 @@ from .records import (
     encode_identity,
     pointer_of,
 )  # fmt: skip
+
+KIND = EVIDENCE[0]
+FIRST, LAST = (int.from_bytes(moment(at_ms), "big") for at_ms in (FIRST_MS, LAST_MS))
 
 
 def join(key: bytes, old: bytes | None, new: bytes | None) -> bytes | None:
@@ -136,9 +141,23 @@ def settled(data: bytes, starts: Array, sizes: Array, ends: Array) -> Array:
     return found
 
 
+def certain(data: bytes, spans: Array) -> Array:
+    """Return which records are beyond doubt evidence of a holder: others need a closer look.
+
+    *spans*: where key and value of each are in *data*: key, its size, value, its size (-1: none).
+    """
+    spans = np.where(spans < 0, np.array([0, -1, 0, -1]), spans)
+    check_inside(data, spans[:, 0], spans[:, 1])
+    check_inside(data, spans[:, 2], spans[:, 3])
+    found = np.zeros(len(spans), np.bool_)
+    _certain(np.frombuffer(data, np.uint8), np.ascontiguousarray(spans), found)
+    return found
+
+
 @Loops
 def loops() -> None:
     settled(b"", np.zeros(1, np.int64), np.full(1, -1), np.ones(1, np.int64))
+    certain(b"", np.array([[0, -1, 0, -1]]))
 
 
 @compiled
@@ -199,6 +218,46 @@ def _is_in(data: Array, one: int, other: int) -> bool:
             return False
         blob += (count & COUNT) * HIT_BYTES
     return True
+
+
+@compiled
+def _is_below(data: Array, one: int, other: int) -> bool:
+    """Whether the hit at *one* sorts before the one at *other*."""
+    for i in range(HIT_BYTES):
+        if data[one + i] != data[other + i]:
+            return bool(data[one + i] < data[other + i])
+    return False
+
+
+@compiled
+def _in_calendar(data: Array, at: int) -> bool:
+    moment = np.uint64(0)
+    for i in range(8):
+        moment = moment << np.uint64(8) | np.uint64(data[at + i])
+    return bool(np.uint64(FIRST) <= moment <= np.uint64(LAST))
+
+
+@compiled
+def _certain(data: Array, spans: Array, found: Array) -> None:
+    for row in range(spans.shape[0]):
+        key, key_size, at, size = spans[row, 0], spans[row, 1], spans[row, 2], spans[row, 3]
+        if key_size < 2 or key_size > 1 + MAX_ID or data[key] != KIND:
+            continue
+        ascii_only = True
+        for i in range(1, key_size):
+            ascii_only = ascii_only and data[key + i] < 128
+        if not ascii_only or not _is_holder(data, at, size):
+            continue
+        n = _count(data, at + 2)
+        hit, sound = at + 4 + 10 * n, True
+        for k in range(n):
+            count = _count(data, at + 12 + 10 * k) & COUNT
+            for j in range(count):
+                one = hit + j * HIT_BYTES
+                sound = sound and _in_calendar(data, one)
+                sound = sound and (j == 0 or _is_below(data, one - HIT_BYTES, one))
+            hit += count * HIT_BYTES
+        found[row] = sound
 
 
 @compiled

@@ -41,6 +41,9 @@ _Compact = tuple[list[str], list[int], list[tuple[int, bytes, int, int]], dict[s
 _unpack_compact = msgspec.msgpack.Decoder(_Compact).decode
 
 
+LATER_VERSIONS = range(3, 10)  # that a later program may write; any other number is damage
+
+
 class UnknownVersion(ValueError):
     """A record was written by a format that this program does not know."""
 
