@@ -8,23 +8,44 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import msgspec
 import psutil
 
 from agents import handoffs, intake
-from schemas import codec
-from schemas.errors import Refused
+from agents.catalog import CONTROL, Catalog
+from agents.entries import refusal
+from console import rejected
+from console.pages.views import recalculation_line
+from console.recalculations import shown
+from console.sessions import Table as Sessions
+from console.sessions import new_key, revocation
+from schemas import recalculation
 from schemas.hashing import h8
 from schemas.journey import parse_journey
-from schemas.recalculation import decode
-from state import bulk
+from schemas.recalculation import (
+    FILLING,
+    JOB,
+    STATES,
+    SWITCHING,
+    WORKER,
+    JobReport,
+    Recalculation,
+    WorkerReport,
+    encode_report,
+    report_key,
+)
+from state import bulk, records
 from state.batch import Batch
-from state.evidence import hit
+from state.evidence import Evidence, hit
 from state.matching import Matcher
 from state.messages import Join, Unite
-from state.recalculation import rules_by_key
+from state.progression import Flush, advance
+from state.recalculation import begin, rules_by_key
 from state.views import View, Views
 from streams.blocks import Rows
 from tests.support.records import Record, block_of
@@ -82,7 +103,35 @@ def mutated(r: Random, raw: bytes) -> bytes:
     return bytes(made[: 3 << 20])
 
 
-def seeds(r: Random) -> tuple[str, bytes]:
+def seeds(r: Random) -> tuple[str, bytes, bytes | None]:
+    """Return a topic, a record that is right for it, and its key where that matters."""
+    if r.random() < 0.7:
+        return *_facts(r), None
+    id_, at = f"r{r.randrange(5)}", NOW_MS - r.randrange(10**9)
+    kind = r.randrange(7)
+    if kind == 0:
+        saved = {**JOURNEY, "version": r.randrange(1, 9), "saved_at": at}
+        return "journeys", json.dumps(saved).encode(), b"fuzz"
+    if kind == 1:
+        one = Recalculation(
+            id=id_, state=r.choice(STATES), cause="edit", journeys=("fuzz",), rules=tuple(RULES.values()), epoch=r.randrange(9),
+            planned_at=at, started_at=at, switched_at=at, finished_at=at, events_read=7, events_total=9, changed=1,
+        )  # fmt: skip
+        return "recalculations", recalculation.encode(one), id_.encode()
+    if kind == 2:
+        report = WorkerReport(7, 1, 2, 3, 0.5, True, 4) if r.random() < 0.5 else JobReport(1, 9, at, {0: 5, 3: 2})
+        who = WORKER if isinstance(report, WorkerReport) else JOB
+        return "recalculation-reports", encode_report(report), report_key(id_, who, r.randrange(3))
+    if kind == 3:
+        evidence = Evidence({rule: hit(at, h8("x")) for rule in RULES})
+        return "evidence-changelog", records.encode_evidence(evidence, False), b"ec"
+    if kind == 4:
+        return "rejected", b"{}", None
+    made = new_key(at, alone=False) if kind == 5 else revocation("ada", at)
+    return "sessions", made[1], made[0]
+
+
+def _facts(r: Random) -> tuple[str, bytes]:
     """A source topic and a record that is right for it."""
     contact, at = f"c{r.randrange(50)}", NOW_MS - r.randrange(10**9)
     kind = r.randrange(10)
@@ -99,7 +148,8 @@ def seeds(r: Random) -> tuple[str, bytes]:
         rule = r.choice(list(RULES))
         message = Join(contact, {rule: hit(at, h8("x"))}, ids={hit(at, h8("x")): "x"}) if kind == 7 else Unite(contact, f"c{r.randrange(50)}")
         return "handoffs", handoffs.encode(message)
-    return "journeys", json.dumps(JOURNEY).encode()
+    message = Join(contact, {next(iter(RULES)): hit(at, h8("y"))})
+    return "rebuilt-evidence", handoffs.encode(message)
 
 
 def fuzz_records(count: int, seed: int, say: Callable[[str], None]) -> Found:
@@ -114,19 +164,15 @@ def fuzz_records(count: int, seed: int, say: Callable[[str], None]) -> Found:
     for done in range(0, count, CHUNK):
         chunks: dict[str, list[Record]] = {}
         for offset in range(done, min(done + CHUNK, count)):
-            source, raw = seeds(r)
+            source, raw, own = seeds(r)
             value = None if r.random() < 0.002 else mutated(r, raw)
             key = r.choice((None, b"", b"c1", b"\xff\xfe", value[:20] if value else b"k"))
+            key = own if own is not None and r.random() < 0.8 else key
             chunks.setdefault(source, []).append(Record(offset, NOW_MS, key, value, [("h", None)] if r.random() < 0.01 else ()))
         for source, chunk in chunks.items():
-            if source == "journeys":
+            if source in READ_ALONE:
                 for record in chunk:
-                    for read in (codec.decode_journey, decode):
-                        try:
-                            read(record.key, record.value or b"")
-                            said["journeys taken"] += 1
-                        except Refused as refused:
-                            said[f"journeys {refused.code}"] += 1
+                    said[f"{source} {READ_ALONE[source](record)}"] += 1
                 continue
             taken = _taken(source, chunk, matcher)
             for _, refused in taken.refused:
@@ -149,6 +195,75 @@ def fuzz_records(count: int, seed: int, say: Callable[[str], None]) -> Found:
         if done % 100_000 == 0 and done:
             say(f"{done:,} records")
     return Found(said, memory.memory_info().rss / early)
+
+
+class ControlTopics:
+    """What a worker, a console and its pages make of records of the control topics."""
+
+    def __init__(self) -> None:
+        self.catalog = Catalog()
+        self._journey = parse_journey(JOURNEY)
+
+    def take(self, source: str, record: Record) -> str:
+        """Take one record; return the code of its refusal, or "taken"."""
+        catalog = self.catalog
+        catalog.take(source, record.key, record.value, record.offset)
+        refused = catalog.refused[source].pop(record.offset, None)
+        if refused is not None:
+            assert refused.code != "bad_record", "no decoder raises what it does not name"
+            return refused.code
+        table = catalog.recalculations
+        for one in table.all():
+            recalculation_line(shown(one), {})
+            if one.state in (FILLING, SWITCHING):
+                after = advance(one, catalog.reports, 2, Flush(), {0: 0, 1: 0}, NOW_MS)
+                assert recalculation.decode(one.id.encode(), recalculation.encode(after)) == after
+        table.source(self._journey)
+        catalog.reports.common("fuzz", 2)
+        begin(table, [self._journey], NOW_MS)
+        if len(table.records) > 20:
+            self.catalog = Catalog()
+        return "taken"
+
+
+_control = ControlTopics()
+
+
+def _changelog(record: Record) -> str:
+    try:
+        refused = refusal(record.key, record.value)
+    except records.UnknownVersion:
+        return "of a later program"
+    return "taken" if refused is None else refused.code
+
+
+_sessions = Sessions()
+
+
+def _session(record: Record) -> str:
+    try:
+        _sessions.take(record.offset, record.key, record.value)
+    except (ValueError, msgspec.MsgspecError, RecursionError):  # what the console passes over
+        return "refused"
+    _sessions.outlived(NOW_MS)
+    _sessions.wants_key(NOW_MS)
+    return "taken"
+
+
+def _rejected(record: Record) -> str:
+    listed = rejected.row(SimpleNamespace(partition=0, **record._asdict()))
+    rejected.rejected_at_ms(record)
+    return "listed" if json.dumps(listed) else ""
+
+
+READ_ALONE: dict[str, Callable[[Record], str]] = {
+    **{source: partial(_control.take, source) for source in CONTROL},
+    "evidence-changelog": _changelog,
+    "rejected": _rejected,
+    "sessions": _session,
+}
+NOT_READ = {"stage-changes", "totals", "audit"}
+"""Topics that nothing of Waypost reads while it runs: they are for others."""
 
 
 def _taken(source: str, chunk: list[Record], matcher: Matcher) -> intake.Taken:

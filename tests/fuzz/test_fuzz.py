@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from console.people import ROLES
+from streams.topics import TABLE
 from tests.fuzz.calls import fuzz_calls, users
-from tests.fuzz.fuzz import fuzz_records
+from tests.fuzz.fuzz import NOT_READ, fuzz_records, seeds
 from tests.support.running import started
 
 
@@ -18,6 +20,15 @@ def test_records(seed: int) -> None:
     assert found.said["activities taken"] > 1000
     assert found.said["activities not_json"] > 500
     assert sum(found.said.values()) >= 20_000
+    for topic in ("recalculations", "recalculation-reports", "evidence-changelog", "sessions"):
+        assert found.said[f"{topic} taken"] > 50
+
+
+def test_every_topic_is_fuzzed_or_read_by_nobody() -> None:
+    r = Random(1)
+    fuzzed = {seeds(r)[0] for _ in range(2000)}
+    assert fuzzed | NOT_READ == {spec.name for spec in TABLE}
+    assert not fuzzed & NOT_READ
 
 
 @pytest.mark.embedded
