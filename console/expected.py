@@ -18,6 +18,7 @@ from schemas.hashing import h
 from schemas.journey import Journey, parse_journey
 from state import checksums, oracle
 from state.evidence import hit, moment
+from state.identity import place
 
 from .shards import load
 
@@ -30,13 +31,14 @@ class Standing(NamedTuple):
     """What lists say of a person: when each stage was reached, and the groups. Sorts as the lists of one furthest stage do."""
 
     reached_at_ms: int
-    name_bytes: bytes
+    listed_as: bytes
+    """The name in UTF-8, and behind 0xff the holder, if that is another contact (`state.views.index_key`)."""
     moments: tuple[int, ...]
     groups: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return self.name_bytes.decode()
+        return self.listed_as.partition(b"\xff")[0].decode()
 
 
 @dataclass
@@ -110,19 +112,21 @@ def of_shard(
 ) -> Expected:
     """What the oracle says of the persons of a shard; *lines*: how many first lines of lists are kept."""
     people = oracle.persons(load(path))
+    holders = _holders(people)
     found = Expected(len(people))
     for journey in journeys:
         answer = _answer(journey, people)
         judged(answer)
-        found.journeys[journey.id] = of_answer(answer, lines)
+        found.journeys[journey.id] = of_answer(answer, holders, lines)
     return found
 
 
 def standings_of_shard(path: Path, journey: Journey) -> list[Standing]:
     """All persons of a shard who reached a stage of *journey*."""
-    answer = _answer(journey, oracle.persons(load(path)))
+    people = oracle.persons(load(path))
+    answer, holders = _answer(journey, people), _holders(people)
     return [
-        _standing(name, stages, answer.groups[name])
+        _standing(name, stages, answer.groups[name], holders[name])
         for name, stages in answer.reached.items()
         if stages
     ]
@@ -137,16 +141,24 @@ def _answer(journey: Journey, people: list[oracle.Person]) -> oracle.Answer:
     )
 
 
-def _standing(name: str, stages: list[oracle.Reached], groups: frozenset[str]) -> Standing:
+def _holders(people: list[oracle.Person]) -> dict[str, str]:
+    """Return by name of a person the contact at which its evidence lives."""
+    return {p.survivor: min(p.contacts, key=place) for p in people}
+
+
+def _standing(
+    name: str, stages: list[oracle.Reached], groups: frozenset[str], holder: str
+) -> Standing:
     return Standing(
         stages[-1].at_ms,
-        name.encode(),
+        name.encode() if name == holder else name.encode() + b"\xff" + holder.encode(),
         tuple(reached.at_ms for reached in stages),
         tuple(sorted(groups)),
     )
 
 
-def of_answer(answer: oracle.Answer, lines: int) -> JourneySum:
+def of_answer(answer: oracle.Answer, holders: Mapping[str, str], lines: int) -> JourneySum:
+    """Return the sums of *answer*. *holders*: by name, where a person's evidence lives; *lines*: how many first lines are kept."""
     found = JourneySum()
     members: defaultdict[str | None, dict[str, list[oracle.Reached]]] = defaultdict(dict)
     explained: list[tuple[int, str]] = []
@@ -163,7 +175,7 @@ def of_answer(answer: oracle.Answer, lines: int) -> JourneySum:
                 found.stages[k] = checksums.added(found.stages.get(k, (0, 0)), row)
     for group, reached_by in members.items():
         found.groups[group] = _group(
-            oracle.Answer(answer.journey, reached_by, answer.groups), lines
+            oracle.Answer(answer.journey, reached_by, answer.groups), holders, lines
         )
     for hashed, name in heapq.nsmallest(EXPLAINED, explained):
         rows = [
@@ -174,7 +186,7 @@ def of_answer(answer: oracle.Answer, lines: int) -> JourneySum:
     return found
 
 
-def _group(answer: oracle.Answer, lines: int) -> GroupSum:
+def _group(answer: oracle.Answer, holders: Mapping[str, str], lines: int) -> GroupSum:
     """Of the members of one group, who alone are in *answer*."""
     found = GroupSum([StageSum() for _ in answer.journey.stages])
     for mine, row in zip(found.stages, answer.results(), strict=True):
@@ -183,7 +195,7 @@ def _group(answer: oracle.Answer, lines: int) -> GroupSum:
     for name, stages in answer.reached.items():
         entry = checksums.of_entry(name, moment(stages[-1].at_ms))
         found.lists[len(stages)] = checksums.added(found.lists.get(len(stages), (0, 0)), entry)
-        standings[len(stages)].append(_standing(name, stages, answer.groups[name]))
+        standings[len(stages)].append(_standing(name, stages, answer.groups[name], holders[name]))
     found.first = {furthest: heapq.nsmallest(lines, there) for furthest, there in standings.items()}
     return found
 

@@ -87,6 +87,16 @@ def keep_of(made: dict[str, tuple[list[tuple[bytes, bytes]], str]]) -> dict[byte
     return keep
 
 
+def facts_known(keep: dict[bytes, bytes | None]) -> dict[bytes, Any]:
+    """Return *keep* with the evidence of persons decoded: where an erasure removed hits, rules may stand in another order."""
+    found: dict[bytes, Any] = dict(keep)
+    for key, record in keep.items():
+        if key.startswith(records.EVIDENCE) and record and record[1] & HAS_IDENTITY and not record[1] & ALIAS:
+            evidence, _ = decode_evidence(record)
+            found[key] = evidence.hits, evidence.marked, evidence.halvings
+    return found
+
+
 def decided(views: Views, keep: dict[bytes, bytes | None], new: dict[str, list[tuple[bytes, bytes]]], few: int) -> Decision:
     batch = Batch(views, keep.get, lambda contact: contact != "elsewhere", few=few)
     facts, ends = packed([*new.values()])
@@ -130,7 +140,7 @@ def test_what_aliases_send_on_is_decided_the_same(made: list[Any], people: list[
             batch.activities(arrived)
         decisions.append(batch.decide())
     compiled, written = decisions
-    assert {**known, **compiled.records} == {**known, **written.records}
+    assert facts_known({**known, **compiled.records}) == facts_known({**known, **written.records})
     assert index_behind(made, known, compiled) == index_behind(made, known, written)
     assert cells(compiled) == cells(written)
     before, now = truth(made, known), truth(made, {**known, **compiled.records})
