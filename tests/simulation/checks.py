@@ -143,7 +143,7 @@ def check_checksums(cluster: Cluster, id_: str, answer: oracle.Answer) -> None:
             said = questions.summed(part, id_, None, None, 1.0, bytes.fromhex(after) or None, 3)
             found.take(results.checksums(said, None))
             after = said["last"]
-    right = of_answer(answer, 0)
+    right = of_answer(answer, {name: name for name in answer.reached}, 0)  # no lines, so their order does not matter
     lists = {key: sums[1:] for key, sums in found.lists.items()}
     assert lists == {
         (group_key(group).hex(), k): sums for group, mine in right.groups.items() for k, sums in mine.lists.items()
