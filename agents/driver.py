@@ -112,10 +112,26 @@ class Driver:
             self._woken.clear()
             if self._serving() and 0 in self._partitions.active():
                 await self._act()
+            elif self._reader.catalog.recalculations.stale:
+                await self._restate()
             active = self._reader.catalog.recalculations.active()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), ACTIVE_SECONDS if active else IDLE_SECONDS)
             await asyncio.sleep(0.02)
+
+    async def _restate(self) -> None:
+        """Write what this worker knows of recalculations whose last record says less, though it does not drive.
+
+        The driver may have been started since, and then knows only what compaction left.
+        """
+        await self._reader.caught_up()
+        context, table = self._partitions.context, self._reader.catalog.recalculations
+        records = [
+            (0, id_.encode(), recalculation.encode(table.records[id_]), [], context.now_ms())
+            for id_ in sorted(table.stale)
+        ]
+        if records:
+            await (await context.outward.send(context.topics[RECALCULATIONS], records))
 
     async def _act(self) -> None:
         await self._reader.caught_up()

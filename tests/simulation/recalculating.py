@@ -173,6 +173,9 @@ class Recalculating:
         rng, owner = self.cluster.rng, self.cluster.owner
         if self.due:
             found.append((1.0, partial(self.drive, owner[0], True)))
+        for worker in self.cluster.workers:
+            if worker is not owner[0] and worker.context.recalculations.stale:
+                found.append((1.0, partial(self.restate, worker)))
         active = self.table.active()
         for p, worker in enumerate(owner):
             for journey, views in views_of(worker.open[p]).items():
@@ -251,6 +254,13 @@ class Recalculating:
             self.due = waiting or bool(out)
         for one in out:
             self.write(one)
+
+    def restate(self, worker: Worker) -> None:
+        """A worker that does not drive says what it knows of recalculations whose last record says less."""
+        while worker.catalog_version < len(self.control) - 1:
+            self.cluster.learn(worker)
+        for id_ in sorted(worker.context.recalculations.stale):
+            self.write(worker.context.recalculations.records[id_])
 
     def job(self, one: Recalculation, p: int, to: int) -> None:
         """A job reads on in the log of partition *p*; it may die before it has said so, or written all."""
