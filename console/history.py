@@ -91,6 +91,8 @@ def read(
     )
     log = Log(Shards(directory, facts * share, share), ends=until)
     rejections, complete = _rejections(settings, progress)
+    if not complete:
+        log.forgotten.append(settings.topic_prefix + "rejected")
     for source in INPUTS:
         topic = settings.topic_prefix + source
         partitions = {number: end for (name, number), end in until.items() if name == topic}

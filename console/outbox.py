@@ -70,6 +70,11 @@ class Outbox:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
 
+    @property
+    def waiting(self) -> int:
+        """How many records the broker does not have yet."""
+        return len(self._waiting)
+
     def put(self, key: bytes, value: bytes | None) -> asyncio.Future[int]:
         """Takes a record. The future gets its offset when the broker has it, and is cancelled when it is lost."""
         record = _Record(key, value, asyncio.get_running_loop().create_future())

@@ -70,7 +70,9 @@ class LimitedProtocol(H11Protocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
-        if self._phase is h11.DONE:
+        if self.transport.is_closing():  # what is left of the last answer has to be read as well
+            self._wait_for_reader()
+        elif self._phase is h11.DONE:
             self._connections.works(self)
 
     # ------------------------------------------------------------------ what uvicorn calls

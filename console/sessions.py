@@ -62,9 +62,17 @@ class Ended(msgspec.Struct, frozen=True):
     until: _Ms
 
 
+MAX_TIDIED = 100
+"""Records that are dropped at once: a logout that is written meanwhile waits behind them."""
+CLOCKS_MS = 3_600_000
+"""By how much the clocks of consoles may differ."""
+
+
 class Revoked(msgspec.Struct, frozen=True):
     at: _Ms
     mark: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    before: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """The offset of the change before: sessions that began before that are over, whatever their mark."""
 
 
 class Table:
@@ -113,6 +121,8 @@ class Table:
         ):  # a role that a provider gave has nothing to do with the file of users
             return False
         offset, row = self.rows[name]
+        if row.before is not None and position <= row.before:
+            return True
         return bool(position <= offset and claims["mark"] != row.mark)
 
     def _key(self, id_: str, key: Key) -> None:
@@ -142,7 +152,7 @@ class Table:
         ]
         return [
             *(f"key/{id_}" for id_ in (*self.replaced, *over)),
-            *(f"session/{id_}" for id_, ended in self.ended.items() if ended.until <= now_ms),
+            *(f"session/{id_}" for id_, ended in self.ended.items() if ended.until + CLOCKS_MS <= now_ms),
             *(
                 f"person/{name}"
                 for name, (_, revoked) in self.people.items()
@@ -309,9 +319,9 @@ class Sessions:
             log.info(
                 "%s is changed in the file of users: sessions that began before are over", name
             )
-            self._outbox.put(
-                f"row/{name}".encode(), msgspec.json.encode(Revoked(self._now_ms(), mark))
-            )
+            before = None if known is None else known[0]
+            revoked = Revoked(self._now_ms(), mark, before)
+            self._outbox.put(f"row/{name}".encode(), msgspec.json.encode(revoked))
 
     # ------------------------------------------------------------------ the topic
 
@@ -335,10 +345,12 @@ class Sessions:
             await asyncio.sleep(TICK_SECONDS)
 
     def _tidy(self) -> None:
+        if self._outbox.waiting:  # what was put before is not on the topic yet, and would be put again
+            return
         now_ms = self._now_ms()
         if self.table.wants_key(now_ms):
             self._make_key()
-        for key in self.table.outlived(now_ms):
+        for key in self.table.outlived(now_ms)[:MAX_TIDIED]:
             self._outbox.put(key.encode(), None)
 
 

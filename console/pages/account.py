@@ -103,6 +103,7 @@ def _with_a_password(router: APIRouter, people: People, openid: bool, logins: Lo
         except TooMany as refused:
             logins.audit.refused(address)
             return _too_many(refused, login_page(429, following, refused.message))
+        mark = people.mark(name)  # before the check: a row that changes meanwhile ends this session
         try:
             person = await passwords.check(name, password)
         except ApiError:
@@ -113,7 +114,7 @@ def _with_a_password(router: APIRouter, people: People, openid: bool, logins: Lo
             return login_page(401, following, "This name with this password is not known.")
         attempt.taken_back()
         await logins.audit.write(name, person.role, address, "login", None, 303)
-        return logins.begin(request, following, name, None, people.mark(name))
+        return logins.begin(request, following, name, None, mark)
 
 
 def _logged_in(router: APIRouter, sessions: Sessions, audit: Audit) -> None:
@@ -183,6 +184,9 @@ def _at_a_provider(router: APIRouter, openid: OpenId, logins: Logins) -> None:
     async def finish(request: Request) -> Response:
         address = client_address(request.scope)
         begun = logins.sessions.read(OPENID, session_of(request.headers, STATE_COOKIE) or "")
+        if begun is None or begun.get("state") != request.query_params.get("state"):  # any page can ask for this address: no try is counted
+            logins.audit.refused(address)
+            return refused("this login was not begun in this browser, or too long ago; begin again", 401)
         try:
             attempt = logins.throttle.attempt(None, address or "")
         except TooMany as many:

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,18 @@ from console.errors import ApiError
 from console.openid import AGAIN_SECONDS, OpenId, OpenIdError
 from console.outbox import Outbox
 from console.people import People, hashed, write
-from console.sessions import AHEAD_MS, KEY_MS, LONGEST_MS, SESSION, Sessions, Table, new_key, revocation
+from console.sessions import (
+    AHEAD_MS,
+    CLOCKS_MS,
+    KEY_MS,
+    LONGEST_MS,
+    MAX_TIDIED,
+    SESSION,
+    Sessions,
+    Table,
+    new_key,
+    revocation,
+)
 from console.throttle import BY_ADDRESS, BY_NAME, TOGETHER, Passwords, Throttle, TooMany
 from streams.settings import Settings
 from tests.support import PATIENCE_SECONDS
@@ -363,6 +375,40 @@ def test_sessions_of_a_row_that_changed_are_over_and_those_of_the_new_row_stay()
     topic.records.append((b"row/ada", json.dumps({"at": topic.now_ms, "mark": "m2"}).encode()))
     topic.read(b)
     assert [b.whose(token) is not None for token in (before, after, elsewhere)] == [False, True, True]
+
+
+def test_a_row_that_is_changed_back_does_not_revive_the_sessions_that_the_change_ended() -> None:
+    topic = Topic()
+    topic.records.append(new_key(topic.now_ms, alone=False))
+    a = topic.console()
+    before = a.begin("ada", None, "m1")
+    put: list[tuple[bytes, bytes]] = []
+    a._outbox = SimpleNamespace(put=lambda key, value: put.append((key, value)))  # type: ignore[assignment]
+    for mark in ("m2", "m1"):
+        a.changed("ada", mark)
+        topic.records.append(put.pop())
+        topic.read(a)
+    compacted = Topic()
+    compacted.records = [topic.records[0], (b"row/eve", b'{"at": 1}'), topic.records[-1]]
+    assert a.whose(before) is None
+    assert compacted.console().whose(before) is None
+    assert a.whose(a.begin("ada", None, "m1")) is not None
+
+
+def test_records_are_dropped_once_a_hundred_at_a_time_and_later_than_clocks_differ() -> None:
+    topic = Topic()
+    topic.records.append(new_key(topic.now_ms, alone=False))
+    topic.records += [(b"session/%d" % n, json.dumps({"until": topic.now_ms}).encode()) for n in range(250)]
+    console, put = topic.console(), list[bytes]()
+    console._outbox = SimpleNamespace(waiting=0, put=lambda key, value: put.append(key))  # type: ignore[assignment]
+    console._tidy()
+    assert put == [], "another console's clock may be behind"
+    topic.now_ms += CLOCKS_MS
+    console._tidy()
+    assert len(put) == MAX_TIDIED
+    console._outbox.waiting = len(put)  # type: ignore[misc]
+    console._tidy()
+    assert len(put) == MAX_TIDIED, "what is not on the topic yet is not put again"
 
 
 def test_a_session_is_of_one_kind_for_its_time_and_cannot_be_made_with_what_is_on_the_topic() -> None:
