@@ -324,6 +324,7 @@ class Building:
                     self.complete.add(view.id)
                     self.turns += 1
                     self._partition.changed.add(view.id)
+            self._partition.comparing.reconcile()  # a comparison may have waited for it
 
         return then
 
@@ -377,8 +378,8 @@ class Building:
                 pipeline = partition.pipeline
                 if pipeline is None or not await pipeline.room(behind=True):
                     return
-                entries, room = partition.ledger.scan(prefix, after, SCAN_CONTACTS), partition.context.decision_bytes
-                found, done = read_within(entries, SCAN_CONTACTS, room)
+                room = partition.context.decision_bytes  # an iterator that was kept would hold files of RocksDB
+                found, done = read_within(partition.ledger.scan(prefix, after, SCAN_CONTACTS), SCAN_CONTACTS, room)
                 load = partition.reader(known=dict(found))
                 smaller: dict[bytes, bytes | None] = {}
                 for key, _ in found:

@@ -36,13 +36,15 @@ class Comparing:
         self.found: dict[str, ComparisonReport] = {}
 
     def reconcile(self) -> None:
-        """Begins what is to be compared, and forgets what is over."""
+        """Begin what is to be compared, once all views are built here, and forget what is over."""
         if self._partition.pipeline is None:
             return
         active = {one.id: one for one in self._partition.context.recalculations.active()}
         self.found = {id_: report for id_, report in self.found.items() if id_ in active}
         for id_, one in active.items():
-            if one.phase == COMPARING and id_ not in self.found and id_ not in self.tasks:
+            if one.phase != COMPARING or id_ in self.found or id_ in self.tasks:
+                continue
+            if self._partition.building.shown(id_)[1]:  # else what is visible is not all there to be compared
                 self._cursors[id_] = b""
                 self.tasks[id_] = asyncio.create_task(self._walk(one))
 

@@ -15,7 +15,7 @@ from schemas.errors import Refused
 from schemas.times import FIRST_MS, LAST_MS
 from schemas.wire import MAX_ID
 from state import records
-from state.evidence import HIT_BYTES, moment
+from state.evidence import HIT_BYTES, MAX_HALVINGS, moment
 from state.messages import Join
 
 from . import handoffs
@@ -78,6 +78,8 @@ def _evidence(key: bytes, value: bytes | None) -> str | None:
     if pointer is not None:
         whole = value[1] == records.ALIAS and 0 < len(pointer) <= MAX_ID
         return None if whole else "it points to no contact"
+    if value[1] >> records.HALVINGS_SHIFT > MAX_HALVINGS:
+        return "its hits were cut as no worker cuts them"
     end = at = 4 + 10 * int.from_bytes(
         value[2:4], "big"
     )  # by hand: each key of a recovery is looked at

@@ -19,7 +19,7 @@ from schemas.changes import CAUSES
 from schemas.errors import Refused
 from schemas.times import FIRST_MS, LAST_MS
 from schemas.wire import MAX_ID
-from state.evidence import HIT_BYTES, each, moment
+from state.evidence import HIT_BYTES, MAX_HALVINGS, each, moment
 from state.identity import Merge
 from state.messages import Join, Message, Unite
 
@@ -132,6 +132,8 @@ def decode(raw: bytes) -> Message:
 
 def unsound_join(message: Join) -> str | None:
     """What is wrong with a join; None for nothing."""
+    if not 0 <= message.halvings <= MAX_HALVINGS:
+        return "its hits were cut as no worker cuts them"
     for rule, blob in message.hits.items():
         if len(rule) != KEY_BYTES:
             return "the key of a rule has another length"

@@ -80,7 +80,9 @@ class Succession:
             known = [old[key]] if key in old else []
             return known + [value for value in heard.values(key) if refusal(key, value) is None]
 
-        joined, left = self._join(heard.last, heard.unsettled(old), values)
+        # of a key with a bad record, the one before it need not say all that is known
+        unsettled = {*heard.unsettled(old), *(spoilt & heard.last.keys())}
+        joined, left = self._join(heard.last, unsettled, values)
         metrics.RECOVERED_RECORDS.inc(len(changes))
         for key, value in joined.items():
             if value != heard.last.get(key):

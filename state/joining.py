@@ -11,7 +11,7 @@ from schemas.compiled import Array, Loops, check_inside, compiled
 from schemas.times import FIRST_MS, LAST_MS
 from schemas.wire import MAX_ID
 
-from .evidence import HIT_BYTES, Evidence, moment
+from .evidence import HIT_BYTES, MAX_HALVINGS, Evidence, moment
 from .identity import Identity
 from .messages import MERGE, Join
 from .records import (
@@ -168,7 +168,7 @@ def _count(data: Array, at: int) -> Any:
 @compiled
 def _is_holder(data: Array, at: int, size: int) -> bool:
     """Whether this is a holder's evidence record, as long as it says."""
-    if size < 4 or data[at] != VERSION or data[at + 1] & ALIAS:
+    if size < 4 or data[at] != VERSION or data[at + 1] & ALIAS or data[at + 1] >> HALVINGS_SHIFT > MAX_HALVINGS:
         return False
     n = _count(data, at + 2)
     length = 4 + 10 * n

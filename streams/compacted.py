@@ -15,6 +15,7 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streams.blocks import CorruptBatch
+from streams.reader import ReaderError
 from streams.replay import holds_nothing
 from streams.supervision import BROKER_ERRORS, supervise
 
@@ -91,7 +92,7 @@ class Follower:
             empty = await holds_nothing(consumer._client, tp, at, end)
             if empty and await consumer.position(tp) == at:
                 consumer.seek(tp, end)
-        except (*BROKER_ERRORS, CorruptBatch) as error:
+        except (*BROKER_ERRORS, CorruptBatch, ReaderError) as error:
             log.warning("topic %s: what follows at offset %d is unknown: %r", topic, at, error)
 
     def _missing(self, ends: Mapping[str, int]) -> dict[str, int]:

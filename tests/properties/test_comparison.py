@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents.comparing import Comparing
 from schemas.hashing import h8
 from schemas.journey import Journey, parse_journey
-from schemas.recalculation import Compared, ComparisonReport, Difference
+from schemas.recalculation import (
+    COMPARING,
+    FILLING,
+    REQUEST,
+    Compared,
+    ComparisonReport,
+    Difference,
+    Recalculation,
+)
 from schemas.rules import rule_key
 from state import bulk, comparison, records
 from state.comparison import MAX_DIFFERENCES, Counting, Tolerance, pairs, reason, unexplained
@@ -227,3 +238,27 @@ def test_versions_are_not_mixed_and_a_record_stays_small() -> None:
     found = unexplained(many, Tolerance())
     assert len(found) == MAX_DIFFERENCES
     assert len({one.journey for one in found}) == 4, "journeys are named whole"
+
+
+async def test_nothing_is_compared_before_all_that_is_visible_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who takes a partition over without its state has no visible view at first: no difference would be found."""
+    one = Recalculation(
+        id="r-1", state=FILLING, phase=COMPARING, cause=REQUEST, journeys=("a",), rules=(), epoch=1
+    )
+    built = False
+    building = SimpleNamespace(shown=lambda _: (0.5, built, 0))
+    context = SimpleNamespace(recalculations=SimpleNamespace(active=lambda: [one]))
+    partition: Any = SimpleNamespace(pipeline=object(), context=context, building=building)
+    walked: list[str] = []
+
+    async def walk(_: Comparing, what: Recalculation) -> None:
+        walked.append(what.id)
+
+    monkeypatch.setattr(Comparing, "_walk", walk)
+    comparing = Comparing(partition)
+    comparing.reconcile()
+    assert not comparing.tasks
+    built = True
+    comparing.reconcile()
+    await comparing.close()
+    assert [*comparing.tasks] == ["r-1"]

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents import handoffs
+from agents import entries, handoffs
 from schemas.errors import Refused
 from schemas.hashing import h8
 from schemas.times import FIRST_MS, LAST_MS
-from state.evidence import hit
+from state.evidence import MAX_HALVINGS, Evidence, hit
 from state.identity import Merge, Profile
 from state.messages import MERGE, Join, Origin, Said, Unite
+from state.records import EVIDENCE, HALVINGS_SHIFT, encode_evidence
 
 RULE = b"12345678"
 FIRST, LAST = hit(FIRST_MS, h8("a")), hit(LAST_MS, h8("z"))
@@ -90,3 +91,18 @@ def test_another_format_is_named() -> None:
     later = msgspec.msgpack.encode((2, "join", ["c"]))
     with pytest.raises(Refused, match="format 2"):
         handoffs.decode(later)
+
+
+@pytest.mark.parametrize("halvings", [-1, MAX_HALVINGS + 1, 15, 16, 1 << 40])
+def test_hits_that_no_worker_cuts_so_are_refused(halvings: int) -> None:
+    """A record has four bits for it, and a limit of less than two hits would make hits up."""
+    assert handoffs.unsound_join(Join("c", {b"8 bytes.": FIRST}, halvings=halvings))
+    assert handoffs.unsound_join(Join("c", {b"8 bytes.": FIRST}, halvings=MAX_HALVINGS)) is None
+
+
+@pytest.mark.parametrize("halvings", range(MAX_HALVINGS + 1, 16))
+def test_a_changelog_record_of_such_hits_is_refused(halvings: int) -> None:
+    record = bytearray(encode_evidence(Evidence({b"8 bytes.": FIRST}), has_identity=False))
+    assert entries.refusal(EVIDENCE + b"c", bytes(record)) is None
+    record[1] |= halvings << HALVINGS_SHIFT
+    assert entries.refusal(EVIDENCE + b"c", bytes(record))
