@@ -62,7 +62,8 @@ def pages(bench: Bench) -> list[Row]:
     contacts = len(ground.expected.hits)
     stages = [{**stage, "name": f"{k} {stage['name']}"} for k, stage in enumerate(data.journey()["stages"] * 2, 1)]
     producer = Producer(librdkafka_config(ground.settings))
-    producer.produce(ground.topic("journeys"), json.dumps({**data.journey(), "id": TEN, "stages": stages}).encode(), TEN, partition=0)
+    ten = {**data.journey(), "id": TEN, "stages": stages, "saved_at": 0}
+    producer.produce(ground.topic("journeys"), json.dumps(ten).encode(), TEN, partition=0)
     producer.flush(30)
     with ground.worker() as worker:
         ground.until(lambda: worker.built(2, ground.settings.partitions), "both journeys are complete")

@@ -95,7 +95,7 @@ def reprojection(bench: Bench) -> list[Row]:
     contacts = bench.scaled(1_000_000)
     if not ground.played:
         cases.memory(bench)
-    edited = {**data.journey(), "version": 2, "stages": data.journey()["stages"][:4]}
+    edited = {**data.journey(), "version": 2, "saved_at": 0, "stages": data.journey()["stages"][:4]}
     with ground.worker() as worker:
         ground.until(lambda: worker.built(1, ground.settings.partitions), "the first version is there")
         producer = Producer(librdkafka_config(ground.settings))

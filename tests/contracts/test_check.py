@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from console.options import Failed
 from console.shards import Shards
 from state import oracle
 from tests.support import PATIENCE_SECONDS
-from tests.support.running import Waypost
+from tests.support.running import Waypost, started
 
 pytestmark = pytest.mark.embedded
 
@@ -76,6 +77,13 @@ def other(value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 5000
     return value[:-1] + ("1" if value[-1:] != "1" else "2")
+
+
+@pytest.fixture(scope="module")
+def waypost(embedded: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Waypost]:
+    """One of its own: each of a thousand checks asks the oracle of all contacts there are."""
+    with started(embedded, f"t{uuid.uuid4().hex[:10]}.", tmp_path_factory.mktemp("checked")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -180,7 +180,8 @@ def test_one_whose_results_differ_waits_for_a_confirmation_and_says_the_numbers_
     assert "1 contacts are visible, 151 were rebuilt" in watched.stderr
     assert f"waypost recalculations --confirm {id_}" in watched.stderr
     assert "151" in watched.stdout
-    assert f"{id_} switching, confirming" in " ".join(run("recalculations", "--api", waypost.url, environ={"COLUMNS": "250"}).stdout.split())
+    (row,) = [line.split() for line in run("recalculations", "--api", waypost.url, environ={"COLUMNS": "250"}).stdout.splitlines() if id_ in line]
+    assert row[:2] == [id_, "switching,"], "what waits is the first word behind"
     assert run("recalculations", "--confirm", id_, "--api", waypost.url).returncode == 0
     done = ended(waypost, id_)
     assert (done["state"], done["changed"], done["reason"]) == ("live", 150, None)
