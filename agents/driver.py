@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 ACTIVE_SECONDS, IDLE_SECONDS = 0.2, 5.0  # between two looks
 TELL_MS = 500  # between two words on progress; longer where there are more than a thousand rules, since each word names them all
-RESTATE_MS = 5000  # between two records of one recalculation by a worker that does not drive
 MAX_WRITTEN = 1000  # tombstones at a time
 
 
@@ -103,7 +102,7 @@ class Driver:
         self._woken = asyncio.Event()
         self._flushes: dict[str, Flush] = {}
         self._told_ms: dict[str, int] = {}
-        self._restated_ms: dict[str, int] = {}
+        self._restated: dict[str, Recalculation] = {}
 
     def moved(self) -> None:
         self._woken.set()
@@ -129,9 +128,10 @@ class Driver:
         await self._reader.caught_up()
         context, table = self._partitions.context, self._reader.catalog.recalculations
         now_ms = context.now_ms()
-        due = [id_ for id_ in sorted(table.stale) if now_ms - self._restated_ms.get(id_, 0) >= RESTATE_MS]
+        # once: others may know something else for good, and would write that again
+        due = [id_ for id_ in sorted(table.stale) if self._restated.get(id_) != table.records[id_]]
         if due:
-            self._restated_ms.update(dict.fromkeys(due, now_ms))
+            self._restated.update({id_: table.records[id_] for id_ in due})
             records = [(0, id_.encode(), recalculation.encode(table.records[id_]), [], now_ms) for id_ in due]
             await (await context.outward.send(context.topics[RECALCULATIONS], records))
 

@@ -82,6 +82,7 @@ class Recalculating:
         self.cancels = cluster.rng.choice((0, 0, 1, 2))
         self.tolerance = cluster.rng.choice((Tolerance(), STRICT))
         self.compared: dict[tuple[str, int], ComparisonReport] = {}
+        self.restated: dict[tuple[int, str], Recalculation] = {}  # by workers that do not drive
         self.read: dict[tuple[str, int], int] = {}  # by the job: (recalculation, partition) -> read to
 
     # ------------------------------------------------------------------ topics
@@ -174,7 +175,7 @@ class Recalculating:
         if self.due:
             found.append((1.0, partial(self.drive, owner[0], True)))
         for worker in self.cluster.workers:
-            if worker is not owner[0] and worker.context.recalculations.stale:
+            if worker is not owner[0] and self._to_restate(worker):
                 found.append((1.0, partial(self.restate, worker)))
         active = self.table.active()
         for p, worker in enumerate(owner):
@@ -259,8 +260,13 @@ class Recalculating:
         """A worker that does not drive says what it knows of recalculations whose last record says less."""
         while worker.catalog_version < len(self.control) - 1:
             self.cluster.learn(worker)
-        for id_ in sorted(worker.context.recalculations.stale):
-            self.write(worker.context.recalculations.records[id_])
+        for id_ in self._to_restate(worker):
+            self.restated[worker.number, id_] = one = worker.context.recalculations.records[id_]
+            self.write(one)
+
+    def _to_restate(self, worker: Worker) -> list[str]:
+        table = worker.context.recalculations
+        return [id_ for id_ in sorted(table.stale) if self.restated.get((worker.number, id_)) != table.records[id_]]
 
     def job(self, one: Recalculation, p: int, to: int) -> None:
         """A job reads on in the log of partition *p*; it may die before it has said so, or written all."""
