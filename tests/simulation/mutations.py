@@ -34,10 +34,10 @@ Mutation = Callable[[], AbstractContextManager[Any]]
 MUTATIONS: dict[str, Mutation] = {}
 FIRST = {
     "handoffs before stage changes": 1013,
-    "recovery lets a holder replace an alias": 2999,
+    "recovery lets a holder replace an alias": 1101,
     "nothing may have been said before a crash": 2231,
     "recovery takes the last record instead of joining": 627,
-    "the truth of what came late is not asked for": 4190,
+    "the truth of what came late is not asked for": 2231,
 }
 """From which history on rare faults are looked for: one soon after is known to meet them. Where the engine changes, others do: see `HISTORIES`."""
 

@@ -172,11 +172,11 @@ class Recalculating:
         """Steps that have something to do. Reports are looked at now and then, or when *all_of_them* are asked for."""
         found: list[tuple[float, Callable[[], None]]] = []
         rng, owner = self.cluster.rng, self.cluster.owner
-        if self.due:
-            found.append((1.0, partial(self.drive, owner[0], True)))
         for worker in self.cluster.workers:
             if worker is not owner[0] and self._to_restate(worker):
-                found.append((1.0, partial(self.restate, worker)))
+                self.restate(worker)
+        if self.due:
+            found.append((1.0, partial(self.drive, owner[0], True)))
         active = self.table.active()
         for p, worker in enumerate(owner):
             for journey, views in views_of(worker.open[p]).items():
