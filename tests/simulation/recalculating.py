@@ -173,7 +173,8 @@ class Recalculating:
         found: list[tuple[float, Callable[[], None]]] = []
         rng, owner = self.cluster.rng, self.cluster.owner
         for worker in self.cluster.workers:
-            if worker is not owner[0] and self._to_restate(worker):
+            caught_up = worker.catalog_version >= len(self.control) - 1
+            if caught_up and worker is not owner[0] and self._to_restate(worker):
                 self.restate(worker)
         if self.due:
             found.append((1.0, partial(self.drive, owner[0], True)))
@@ -258,8 +259,6 @@ class Recalculating:
 
     def restate(self, worker: Worker) -> None:
         """A worker that does not drive says what it knows of recalculations whose last record says less."""
-        while worker.catalog_version < len(self.control) - 1:
-            self.cluster.learn(worker)
         for id_ in self._to_restate(worker):
             self.restated[worker.number, id_] = one = worker.context.recalculations.records[id_]
             self.write(one)
